@@ -1,0 +1,166 @@
+"""Every exception peftc raises on purpose. No other module makes an exception class, and this one imports nothing.
+
+    PeftcError
+    ├── RuleError                  a rule file is wrong; `code` is stable, such as R028
+    │   ├── RuleSyntaxError        the TOML or an expression cannot be read
+    │   └── RuleCheckError         names, axes, ports or parameters do not add up
+    ├── SpecError                  a rule spec is wrong; carets point into it
+    │   ├── UnknownRuleError       no such rule in the library
+    │   ├── UnknownOptionError     the rule has no such option
+    │   └── OptionValueError       the value is of another type, or out of range
+    ├── MatchError                 rules and model do not go together
+    │   ├── UnknownPartError       a part that no site of this model has
+    │   ├── NoMatchError           a rule that matches nothing
+    │   ├── ConflictError          two rules on one port, or a circle in their order
+    │   └── BudgetError            more new parameters than allowed
+    ├── CaptureError               the model cannot be captured as a graph
+    ├── ProgramError               a call that the compiled module cannot serve
+    ├── StoreError                 an adapter folder cannot be written or read
+    │   ├── CorruptAdapterError    the files are damaged or incomplete
+    │   ├── ForeignAdapterError    the adapter belongs to another model
+    │   └── OutputExistsError      the folder is already there
+    ├── DataError                  a data file is missing or malformed
+    └── ModelError                 a model's path is missing, or it cannot be loaded
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class PeftcError(Exception):
+    """What went wrong, in four parts: where, what, the text it is about, and what there is instead.
+
+    `detail` holds whole lines (a text and the carets below it, a line of the model's source), kept as they are.
+    """
+
+    def __init__(
+        self, message: str, *, where: str | None = None, detail: Sequence[str] = (), hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.detail = tuple(detail)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The four-line form; parts that were not given are left out."""
+        inset = "  " if self.where else ""
+        lines = [self.where] if self.where else []
+        lines.append(f"{inset}{self.message}")
+        lines += [f"{inset}  {line}" for line in self.detail]
+        if self.hint:
+            lines.append(f"{inset}{self.hint}")
+        return "\n".join(lines)
+
+
+class RuleError(PeftcError):
+    """A rule file is wrong. `code` is stable across releases; `peftc.lang.codes` documents each."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        where: str | None = None,
+        detail: Sequence[str] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, detail=detail, hint=hint)
+        self.code = code
+
+    def __str__(self) -> str:
+        """The four-line form, opened by the code."""
+        return f"{self.code} {super().__str__()}" if self.code else super().__str__()
+
+
+class RuleSyntaxError(RuleError):
+    """The TOML, a key or an expression of a rule cannot be read."""
+
+
+class RuleCheckError(RuleError):
+    """A rule reads well, but its names, axes, ports or parameters do not add up."""
+
+
+class SpecError(PeftcError):
+    """A rule spec (`lora:q,v@4-11`, or a mapping) is wrong."""
+
+
+class UnknownRuleError(SpecError):
+    """No rule of this name is in the library."""
+
+
+class UnknownOptionError(SpecError):
+    """The rule has no option of this name."""
+
+
+class OptionValueError(SpecError):
+    """An option's value is of another type, out of its range, or none of its choices."""
+
+
+class MatchError(PeftcError):
+    """Rules and model do not go together."""
+
+
+class UnknownPartError(MatchError):
+    """A part that no site of this model has."""
+
+
+class NoMatchError(MatchError):
+    """A rule that matches nothing."""
+
+
+class ConflictError(MatchError):
+    """Two rules that cannot both write one port, or rules whose order goes round in a circle."""
+
+
+class BudgetError(MatchError):
+    """More new parameters than the budget allows."""
+
+
+class CaptureError(PeftcError):
+    """The model cannot be captured as a graph; `detail` holds the model's own line."""
+
+
+class ProgramError(PeftcError):
+    """A call that the compiled module cannot serve."""
+
+
+class StoreError(PeftcError):
+    """An adapter folder cannot be written or read."""
+
+
+class CorruptAdapterError(StoreError):
+    """The files of an adapter are damaged or incomplete."""
+
+
+class ForeignAdapterError(StoreError):
+    """The adapter belongs to another model."""
+
+
+class OutputExistsError(StoreError):
+    """The folder to write is already there."""
+
+
+class DataError(PeftcError):
+    """A data file is missing or malformed."""
+
+
+class ModelError(PeftcError):
+    """A model's path is missing, or what is there cannot be loaded."""
+
+
+def carets(text: str, start: int, stop: int) -> tuple[str, str]:
+    """`text`, and below it a line that points at its characters `start` to `stop`."""
+    return text, " " * start + "^" * max(1, stop - start)
+
+
+def instead(name: str, known: Iterable[str], noun: str = "there is") -> str:
+    """The hint for an unknown name: the nearest of the names that are known, then all of them."""
+    names = sorted(set(known))
+    if not names:
+        return f"{noun} none"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"{meant}{noun}: {', '.join(names)}"
