@@ -1,0 +1,345 @@
+"""The command line: parses, calls, prints. Decides nothing that the Python functions do not.
+
+What the user can put right is one clear line plus detail and exit code 2; `--debug` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from peftc.errors import PeftcError
+
+app = typer.Typer(
+    name="peftc",
+    help="A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+MODEL, DATA, TRAINING, OUTPUT = "Model and rules", "Data", "Training", "Output"
+
+
+class TaskName(enum.StrEnum):
+    """What is learnt."""
+
+    CLASSIFICATION = "classification"
+    CAUSAL_LM = "causal-lm"
+
+
+class PoolingName(enum.StrEnum):
+    """Where a classifier's features come from."""
+
+    MEAN = "mean"
+    MODEL = "model"
+
+
+class KeepName(enum.StrEnum):
+    """Which weights are the result."""
+
+    LAST = "last"
+    BEST = "best"
+
+
+RulesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--rules",
+        help="A rule: name, parts and options as in [b]lora:q,v[/]. Give it again for more rules.",
+        rich_help_panel=MODEL,
+    ),
+]
+ModelOption = Annotated[
+    Path, typer.Option(help="A local model folder, or a .gguf file.", rich_help_panel=MODEL)
+]
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph."""
+    del debug  # main() acts on it, which stands outside of typer; here it is for --help
+
+
+@app.command(no_args_is_help=True)
+def finetune(
+    *,
+    model: ModelOption,
+    rules: RulesOption,
+    data: Annotated[
+        Path, typer.Option(help="CSV, TSV, JSONL, Parquet or text to train on.", rich_help_panel=DATA)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The folder for adapter, metrics and picture.", rich_help_panel=OUTPUT)
+    ],
+    task: Annotated[
+        TaskName, typer.Option(help="What to learn.", rich_help_panel=MODEL)
+    ] = TaskName.CLASSIFICATION,
+    pooling: Annotated[
+        PoolingName,
+        typer.Option(
+            help="Classifier on the mean of the last hidden states, or the model's own.",
+            rich_help_panel=MODEL,
+        ),
+    ] = PoolingName.MEAN,
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Held-out data in a file of its own.", rich_help_panel=DATA)
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="Hold out whole groups of rows that share this column.", rich_help_panel=DATA),
+    ] = None,
+    eval_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.9, help="Share to hold out without --eval-data; 0 for none.", rich_help_panel=DATA
+        ),
+    ] = 0.2,
+    text_column: Annotated[
+        str, typer.Option(help="The column with the text.", rich_help_panel=DATA)
+    ] = "text",
+    label_column: Annotated[
+        str, typer.Option(help="The column with the label.", rich_help_panel=DATA)
+    ] = "label",
+    max_length: Annotated[
+        int,
+        typer.Option(min=2, help="Tokens of a text to classify; longer ones are cut.", rich_help_panel=DATA),
+    ] = 128,
+    block_size: Annotated[
+        int, typer.Option(min=2, help="Tokens of a block of running text (causal-lm).", rich_help_panel=DATA)
+    ] = 128,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(min=2, help="Train on this many rows, drawn with the seed.", rich_help_panel=DATA),
+    ] = None,
+    epochs: Annotated[
+        float, typer.Option(min=0.001, help="Passes over the data.", rich_help_panel=TRAINING)
+    ] = 3.0,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimizer steps in all; overrides --epochs.", rich_help_panel=TRAINING),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.", rich_help_panel=TRAINING)] = 32,
+    accumulate: Annotated[
+        int,
+        typer.Option(min=1, help="Batches gathered before each optimizer step.", rich_help_panel=TRAINING),
+    ] = 1,
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Peak rate; falls linearly to 0. 5e-5 suits training every weight.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 1e-3,
+    weight_decay: Annotated[
+        float, typer.Option(min=0.0, help="AdamW's decay.", rich_help_panel=TRAINING)
+    ] = 0.0,
+    warmup: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the steps over which the rate rises.", rich_help_panel=TRAINING
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Draws new weights, batches and dropout.", rich_help_panel=TRAINING)
+    ] = 0,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Recompute activations: less memory, slower.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between evaluations and checkpoints; an epoch without it.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    keep: Annotated[
+        KeepName,
+        typer.Option(
+            help="The last weights, or the best on the held-out data (whose figure is then flattering).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = KeepName.LAST,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Also measure the majority class and a probe on frozen features.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Leave an accelerator alone.", rich_help_panel=TRAINING)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint in --out.", rich_help_panel=OUTPUT),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the results of an earlier run in --out.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+) -> None:
+    """Train adapters on a data file; print the plan, the progress and how good the result is.
+
+    Works as it is under [b]torchrun -m peftc finetune …[/] and [b]accelerate launch -m peftc finetune …[/].
+    """
+    from peftc.finetune.job import Settings
+
+    settings = Settings(
+        model=model,
+        data=data,
+        task=task.value,
+        rules=tuple(rules),
+        out=out,
+        eval_data=eval_data,
+        split_by=split_by,
+        eval_fraction=eval_fraction,
+        text_column=text_column,
+        label_column=label_column,
+        pooling=pooling.value,
+        max_length=max_length,
+        block_size=block_size,
+        max_rows=max_rows,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+        evaluate_every=evaluate_every,
+        keep=keep.value,
+        baselines=baselines,
+        cpu=cpu,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    from peftc.finetune.output import is_main_process
+    from peftc.finetune.run import finetune as run
+    from peftc.finetune.summary import summary
+
+    console = Console(quiet=not is_main_process())
+    console.print(summary(run(settings, console)), highlight=False)
+
+
+@app.command(no_args_is_help=True)
+def predict(
+    *,
+    folder: Annotated[Path, typer.Argument(help="An output folder of peftc finetune.", metavar="DIR")],
+    data: Annotated[Path, typer.Option(help="The texts: CSV, TSV, JSONL or Parquet.")],
+    out: Annotated[Path | None, typer.Option(help="Write a CSV with label and probabilities.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The base model, where it has moved since.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file --out names.")] = False,
+) -> None:
+    """Predict with a trained adapter; print the accuracy where the data has labels."""
+    from peftc.errors import OutputExistsError
+
+    if out is not None and out.exists() and not overwrite:
+        raise OutputExistsError("the file is there already", where=str(out), hint="--overwrite replaces it")
+    from peftc.finetune.predict import predict as run
+    from peftc.finetune.predict import write_predictions
+
+    console = Console()
+    predictions = run(folder, data, console, model=model)
+    if out is not None:
+        write_predictions(predictions, out)
+        console.print(f"{len(predictions.predicted)} predictions in {out}", highlight=False)
+    for text, label, row in zip(
+        predictions.texts[: 0 if out else 10], predictions.predicted, predictions.probabilities, strict=False
+    ):
+        console.print(
+            f"{label} ({max(row):.2f})  {text}",
+            highlight=False,
+            markup=False,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    if predictions.accuracy is not None:
+        console.print(
+            f"accuracy {predictions.accuracy:.4f} on {len(predictions.predicted)} rows", highlight=False
+        )
+
+
+@app.command()
+def rules() -> None:
+    """List the rules of the library."""
+    from peftc import api
+
+    table = Table("rule", "summary", box=None, header_style="bold")
+    for rule in api.rules():
+        table.add_row(rule.name, rule.summary)
+    Console().print(table)
+
+
+@app.command(no_args_is_help=True)
+def plan(
+    model: Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")],
+    rules: Annotated[list[str], typer.Argument(help="Rules, as in [b]lora:q,v prefix:20[/].")],
+) -> None:
+    """Show where rules would act on a model, where not and why, and how many parameters they train."""
+    from peftc import api
+    from peftc.finetune.models import load_as_saved
+
+    Console().print(str(api.explain(api.plan(load_as_saved(model), rules))), highlight=False, markup=False)
+
+
+def lines_of(error: PeftcError) -> list[str]:
+    """Where and what in one line, then the detail and what there is instead."""
+    parts = [getattr(error, "code", ""), error.where, error.message]
+    details = [*error.detail, *([error.hint] if error.hint else [])]
+    return [": ".join(part for part in parts if part), *(f"  {line}" for line in details)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the process: 0, 2 for what the user can put right, 1 for a bug, 130 for
+    Ctrl-C.
+    """
+    # No hub is ever asked, and the tokenizers' threads do not fight the data loader's.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given  # also after the command, where people put it
+    try:
+        app(args=[argument for argument in given if argument != "--debug"], prog_name="peftc")
+    except PeftcError as error:
+        if debug:
+            raise
+        errors.print("[bold red]error[/]", end=" ")
+        errors.print("\n".join(lines_of(error)), markup=False)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if debug:
+            raise
+        errors.print("[bold red]error[/]", end=" ")
+        errors.print(f"{error.filename or 'the system'}: {error.strerror or error}", markup=False)
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        errors.print("[bold red]internal error[/]", end=" ")
+        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        errors.print("this is a bug in peftc; --debug shows the traceback")
+        sys.exit(1)

@@ -1,0 +1,106 @@
+"""transformers' Trainer for a compiled model: checkpoints hold the adapter, never the frozen backbone.
+
+Adds nothing to the training loop itself, so launchers, accumulation and resumption work as Trainer's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from peftc.finetune.encoding import Collator, Encoded
+from peftc.finetune.sampling import LengthGrouped
+
+ADAPTER_FOLDER = "adapter"
+
+
+class AdapterTrainer(Trainer):
+    """Trainer that saves and loads adapters and groups batches by length."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        data_collator: Collator,
+        train_dataset: Encoded | None,
+        eval_dataset: Encoded | None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+        )
+        # Each number of tokens would be one more argument of forward, and so another call signature to
+        # capture.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if not isinstance(dataset, Encoded):
+            return super()._get_train_sampler(dataset)
+        return LengthGrouped(dataset.lengths, self.args.train_batch_size, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int] | None:
+        if not isinstance(eval_dataset, Encoded):
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.compiled.save_pretrained(folder / ADAPTER_FOLDER, overwrite=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.compiled.load_adapter_weights(Path(resume_from_checkpoint) / ADAPTER_FOLDER)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            self.compiled.load_adapter_weights(Path(best) / ADAPTER_FOLDER)
+
+    @property
+    def compiled(self) -> Any:
+        """The compiled model without a launcher's wrapping."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right labels. predictions: [rows labels], label_ids: [rows]."""
+    logits = (
+        prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    )
+    return {"accuracy": float((logits.argmax(axis=-1) == prediction.label_ids).mean())}
+
+
+def logits_of(
+    model: nn.Module, encoded: Encoded, collator: Collator, batches: list[list[int]]
+) -> torch.Tensor:
+    """Logits of every example in the dataset's order, float32 [rows labels], on the CPU."""
+    model.eval()
+    device = next(model.parameters()).device
+    rows: list[torch.Tensor | None] = [None] * len(encoded)
+    with torch.no_grad():
+        for batch in batches:
+            inputs = collator([encoded[index] for index in batch])
+            inputs.pop("labels", None)
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu()
+            for index, row in zip(batch, logits, strict=True):
+                rows[index] = row
+    return torch.stack([row for row in rows if row is not None])
