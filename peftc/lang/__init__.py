@@ -1,0 +1,110 @@
+"""The rule language: TOML text and rule specs in, proved rules out. No torch here."""
+
+from peftc.lang.axes import (
+    ANY,
+    Axes,
+    AxesError,
+    Constant,
+    Dimension,
+    Term,
+    Unknown,
+    contract,
+    meet,
+    read_axes,
+    read_dimensions,
+    show,
+)
+from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten
+from peftc.lang.check import Check, check
+from peftc.lang.codes import CODES
+from peftc.lang.condition import Condition, conditions, is_on, unmet
+from peftc.lang.document import (
+    Match,
+    Option,
+    Parameter,
+    Rule,
+    Section,
+    Train,
+    read_file,
+    read_mapping,
+    read_text,
+)
+from peftc.lang.expression import Expression, parse
+from peftc.lang.initial import LAWS, Initial, Law, read_initial
+from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.operations import OPERATIONS, Operation, Setting, register
+from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
+from peftc.lang.scope import Scope
+from peftc.lang.signature import Signature, signature
+from peftc.lang.source import Place, Source
+from peftc.lang.spec import Layers, Spec, read_layers, read_spec
+from peftc.lang.walk import Backend, Walk
+
+__all__ = [
+    "ANY",
+    "CALL_AXES",
+    "CODES",
+    "GROUPS",
+    "LAWS",
+    "OPERATIONS",
+    "ROLES",
+    "SCOPES",
+    "Axes",
+    "AxesError",
+    "Backend",
+    "Bound",
+    "Check",
+    "Condition",
+    "Constant",
+    "Dimension",
+    "Expression",
+    "Initial",
+    "Law",
+    "Layers",
+    "Library",
+    "Match",
+    "Operation",
+    "Option",
+    "Parameter",
+    "PartSelector",
+    "Place",
+    "Port",
+    "Role",
+    "Rule",
+    "RuleLike",
+    "Scope",
+    "Section",
+    "Setting",
+    "Signature",
+    "Source",
+    "Spec",
+    "Term",
+    "Train",
+    "Unknown",
+    "Walk",
+    "accepts",
+    "bind",
+    "bind_all",
+    "check",
+    "conditions",
+    "contract",
+    "default_library",
+    "flatten",
+    "is_on",
+    "known_words",
+    "load_rule",
+    "meet",
+    "parse",
+    "read_axes",
+    "read_dimensions",
+    "read_file",
+    "read_initial",
+    "read_layers",
+    "read_mapping",
+    "read_spec",
+    "read_text",
+    "register",
+    "show",
+    "signature",
+    "unmet",
+]

@@ -1,0 +1,290 @@
+"""A rule with the user's wishes: options with their values, and which parts and layers. It knows no model yet.
+
+`bind` takes what users give (a spec, a mapping, a path, a Rule) and gives a Bound; `flatten` and `from_flat` store one
+in an adapter, which is then read back with no library at hand. Raises SpecError and RuleError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from peftc.errors import OptionValueError, SpecError, UnknownOptionError, UnknownRuleError, carets, instead
+from peftc.lang.axes import Constant
+from peftc.lang.check import check
+from peftc.lang.document import Option, Rule, Section, read_mapping
+from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.roles import GROUPS, ROLES, SCOPES, accepts, known_words
+from peftc.lang.source import Source
+from peftc.lang.spec import Layers, Setting, Span, Spec, read_layers, read_spec
+
+RuleLike: TypeAlias = str | Path | Rule | Mapping[str, Any]
+"""What a user can give for a rule. A text is a spec."""
+
+
+@dataclass(frozen=True)
+class PartSelector:
+    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any."""
+
+    scope: str | None
+    part: str
+    text: str
+
+    def accepts(self, role: str, part: str, scope: str | None = None) -> bool:
+        """Whether it chooses a site of this role, part and scope."""
+        return (self.scope is None or self.scope == (scope or "")) and accepts(role, self.part, part)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule, ready to be matched.
+
+    `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold. They choose
+    among the sites of the rule's main section; a section under `also` follows its own match.
+    """
+
+    rule: Rule
+    label: str
+    options: Mapping[str, Constant]
+    parts: tuple[PartSelector, ...] = ()
+    layers: Layers | None = None
+    path_glob: str | None = None
+    text: str = field(default="", compare=False)
+
+    def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
+        """The parts that a section of the rule is for; none means every part of its roles."""
+        if section is self.rule and (self.parts or self.path_glob):
+            return self.parts
+        return tuple(_selector(text) for text in section.match.part)
+
+    @staticmethod
+    def from_flat(flat: Mapping[str, Any]) -> Bound:
+        """What `flatten` made, proved again. Raises RuleError and SpecError."""
+        if not isinstance(flat, Mapping) or not isinstance(flat.get("rule"), Mapping):
+            raise SpecError("a stored rule must be a mapping with the rule in it")
+        name = str(flat["rule"].get("name", "a stored rule"))
+        rule = check(read_mapping(flat["rule"], Source(f"{name} (stored)")))
+        request = _Request(str(flat.get("text", "")))
+        fields = {key: flat[key] for key in ("part", "layers", "path") if flat.get(key)}
+        given = flat.get("options", {})
+        if not isinstance(given, Mapping):
+            raise SpecError("the options of a stored rule must be a mapping", where=name)
+        return replace(request.bound(rule, given, fields), label=str(flat.get("label") or rule.name))
+
+
+def flatten(bound: Bound) -> dict[str, Any]:
+    """Everything of a Bound, the rule included, as JSON can hold it."""
+    return {
+        "label": bound.label,
+        "text": bound.text,
+        "options": dict(bound.options),
+        "part": [selector.text for selector in bound.parts],
+        "layers": bound.layers.text if bound.layers else None,
+        "path": bound.path_glob,
+        "rule": bound.rule.content,
+    }
+
+
+def bind(rule: RuleLike, library: Library | None = None) -> Bound:
+    """A rule as the user asks for it. Raises SpecError and RuleError."""
+    library = library or default_library()
+    if isinstance(rule, Rule):
+        return _Request(rule.name).bound(check(rule), {}, {})
+    if isinstance(rule, Path):
+        return _Request(str(rule)).bound(load_rule(rule), {}, {})
+    if isinstance(rule, str):
+        return _bind_spec(read_spec(rule), library)
+    if isinstance(rule, Mapping):
+        return _bind_mapping(rule, library)
+    raise SpecError(f"a rule is a spec, a path, a Rule or a mapping, not {type(rule).__name__}")
+
+
+def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = None) -> tuple[Bound, ...]:
+    """Several rules in the order given, each with a label of its own: `lora`, `lora_2`. Raises as `bind` does."""
+    if isinstance(rules, (str, Path, Rule, Mapping)):
+        rules = [rules]
+    labelled: list[Bound] = []
+    for rule in rules:
+        bound = bind(rule, library)
+        taken = {other.label for other in labelled}
+        numbered = (f"{bound.label}_{number}" for number in range(2, len(taken) + 3))
+        label = (
+            bound.label if bound.label not in taken else next(name for name in numbered if name not in taken)
+        )
+        labelled.append(replace(bound, label=label))
+    return tuple(labelled)
+
+
+def _bind_spec(spec: Spec, library: Library) -> Bound:
+    request = _Request(spec.text)
+    try:
+        rule = load_rule(spec.name.text) if spec.is_path else library.rule(spec.name.text)
+    except UnknownRuleError as error:
+        raise UnknownRuleError(
+            error.message,
+            where="rule spec",
+            detail=carets(spec.text, spec.name.start, spec.name.stop),
+            hint=error.hint,
+        ) from None
+    fields: dict[str, object] = {"layers": spec.layers} if spec.layers else {}
+    options: dict[str, object] = {}
+    if spec.shorthand:
+        request.spans["part"] = spec.shorthand
+        if rule.shorthand is None:
+            raise request.fail(
+                SpecError, "part", f"{rule.name} takes nothing after a colon", _options_hint(rule)
+            )
+        if rule.shorthand == "part":
+            fields["part"] = spec.shorthand.text
+        else:
+            request.spans[rule.shorthand] = spec.shorthand
+            options[rule.shorthand] = _value(spec.shorthand.text, rule.options[rule.shorthand])
+    for setting in spec.settings:
+        name = setting.name.text
+        if name in options:
+            request.spans[name] = setting.name
+            raise request.fail(SpecError, name, f"{name} is given twice: after the colon, and here")
+        request.spans[name] = setting.name if name not in rule.options else setting.value
+        options[name] = _spec_value(setting, rule)
+    return request.bound(rule, options, fields)
+
+
+def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
+    if "rule" not in given:
+        raise SpecError("a rule given as a mapping needs the key 'rule'", detail=(str(dict(given))[:100],))
+    named = given["rule"]
+    request = _Request(str(dict(given))[:200], is_spec=False)
+    if isinstance(named, Rule):
+        base = bind(named, library)
+    elif isinstance(named, (str, Path)):
+        is_file = isinstance(named, Path) or named.endswith(".toml")
+        rule = load_rule(named) if is_file else library.rule(str(named))
+        base = _Request(str(named)).bound(rule, {}, {})
+    else:
+        raise SpecError(f"the key 'rule' is a name, a path or a Rule, not {named!r}")
+    fields = {key: given[key] for key in ("part", "layers", "path") if given.get(key) is not None}
+    options = {
+        str(key): value
+        for key, value in given.items()
+        if key not in ("rule", "label", "part", "layers", "path")
+    }
+    bound = request.bound(base.rule, options, fields)
+    label = given.get("label", bound.label)
+    if not isinstance(label, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", label) or "__" in label:
+        raise SpecError(f"{label!r} is no label", hint="a label is small letters, digits and single _")
+    return replace(bound, label=label)
+
+
+class _Request:
+    """What the user wrote, to point into: a spec with the pieces that matter, or a mapping."""
+
+    def __init__(self, text: str, *, is_spec: bool = True) -> None:
+        self.text = text
+        self.is_spec = is_spec
+        self.spans: dict[str, Span] = {}
+
+    def fail(self, kind: type[SpecError], key: str, message: str, hint: str | None = None) -> SpecError:
+        """An error about one piece."""
+        if span := self.spans.get(key):
+            return kind(
+                message, where="rule spec", detail=carets(self.text, span.start, span.stop), hint=hint
+            )
+        return kind(message, where="rule spec", detail=(self.text,) if self.text else (), hint=hint)
+
+    def bound(self, rule: Rule, given: Mapping[str, object], fields: Mapping[str, object]) -> Bound:
+        """The rule with these options, parts, layers and path."""
+        for name in given:
+            if name not in rule.options:
+                message = f"{rule.name} has no option {name!r}"
+                raise self.fail(UnknownOptionError, name, message, instead(name, rule.options))
+        options = {name: self._option(rule, name, given) for name in rule.options}
+        parts, path = self._parts(rule, fields.get("part", ()))
+        if "path" in fields:
+            path = self._path(fields["path"])
+        return Bound(rule, rule.name, options, parts, self._layers(fields.get("layers")), path, self.text)
+
+    def _option(self, rule: Rule, name: str, given: Mapping[str, object]) -> Constant:
+        option = rule.options[name]
+        value = given.get(name, option.default)
+        if problem := option.problem(value):
+            message = f"{name} of {rule.name} {problem}"
+            raise self.fail(OptionValueError, name, message, option.help or None)
+        return option.typed(cast("Constant", value))
+
+    def _parts(self, rule: Rule, part: object) -> tuple[tuple[PartSelector, ...], str | None]:
+        """The selectors that a comma list or a sequence names, or the glob after `path=`."""
+        if isinstance(part, str) and part.startswith("path="):
+            return (), self._path(part.removeprefix("path="))
+        words = part.split(",") if isinstance(part, str) else part
+        if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+            raise self.fail(SpecError, "part", f"part is a text or a list of texts, not {part!r}")
+        return tuple(self._part(rule, word.strip()) for word in cast("Sequence[str]", words)), None
+
+    def _part(self, rule: Rule, word: str) -> PartSelector:
+        selector = _selector(word)
+        words = known_words(rule.match.role)
+        if selector.scope is not None and selector.scope not in SCOPES:
+            hint = instead(selector.scope, SCOPES)
+            raise self.fail(SpecError, "part", f"{word!r}: there is no scope {selector.scope!r}", hint)
+        if selector.part not in words:
+            message = f"{rule.name} has no part {selector.part!r} to go to"
+            raise self.fail(SpecError, "part", message, f"{instead(selector.part, words)}; or path=GLOB")
+        return selector
+
+    def _path(self, path: object) -> str:
+        if not isinstance(path, str) or not path.strip() or any(space in path for space in ", "):
+            raise self.fail(
+                SpecError, "part", "path= is followed by one glob over module paths, such as *.out_proj"
+            )
+        return path.strip()
+
+    def _layers(self, layers: object) -> Layers | None:
+        match layers:
+            case None | Layers():
+                return layers
+            case str():
+                return read_layers(layers)
+            case bool():
+                pass
+            case int():
+                return read_layers(str(layers))
+            case [*numbers] if numbers and all(type(number) is int and number >= 0 for number in numbers):
+                return read_layers(",".join(map(str, numbers)))
+        raise self.fail(SpecError, "layers", f"layers are a text such as 4-11, or numbers, not {layers!r}")
+
+
+def _selector(text: str) -> PartSelector:
+    scope, dot, part = text.rpartition(".")
+    return PartSelector(scope if dot else None, part, text)
+
+
+def _spec_value(setting: Setting, rule: Rule) -> object:
+    option = rule.options.get(setting.name.text)
+    if option is None or setting.quoted:
+        return setting.value.text
+    return _value(setting.value.text, option)
+
+
+def _value(text: str, option: Option) -> object:
+    """The value that a word of a spec stands for; a text option takes any word as it is."""
+    if isinstance(option.default, str):
+        return text
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _options_hint(rule: Rule) -> str:
+    named = ", ".join(f"{name}=…" for name in rule.options)
+    return f"write {rule.name}({named})" if named else f"write {rule.name}"
+
+
+__all__ = ["GROUPS", "ROLES", "Bound", "PartSelector", "RuleLike", "bind", "bind_all", "flatten"]

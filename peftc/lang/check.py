@@ -1,0 +1,387 @@
+"""Proves a rule before any model exists: names, axes, sizes, ports, parameters. It knows no model and makes nothing.
+
+`check(rule)` raises the first RuleError. The walk is the one that rewrites graphs; its backend here keeps, for each
+axis, only what its length is called. Longer than most files here: it is one list of proofs, told in order.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from peftc.errors import instead
+from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes, read_dimensions, show
+from peftc.lang.codes import fault
+from peftc.lang.condition import conditions
+from peftc.lang.document import Parameter, Rule, Section
+from peftc.lang.expression import is_name
+from peftc.lang.initial import known_initial
+from peftc.lang.operations import Operation
+from peftc.lang.roles import ROLES, known_words
+from peftc.lang.scope import Scope, expressions
+from peftc.lang.signature import Signature, fit, signature
+from peftc.lang.source import Key, Place
+from peftc.lang.walk import Sign
+
+Lengths = dict[str, str]
+"""What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
+
+INSERTS = frozenset({"never", "auto", "always"})
+
+
+class Check:
+    """Backend that holds lengths: two axes of one name meet only if they are of one length."""
+
+    def negate(self, term: Term) -> object:
+        """The lengths as they are."""
+        return term.held
+
+    def pointwise(self, op: Sign, left: Term, right: Term, axes: Axes) -> object:
+        """The lengths of both."""
+        return self._joined(left, right, axes, skip="", said=op)
+
+    def contract(self, left: Term, right: Term, axes: Axes) -> object:
+        """The lengths of the axes that are kept."""
+        return self._joined(left, right, axes, skip="", said="@")
+
+    def call(
+        self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
+    ) -> object:
+        """The lengths of the operands; an operation that makes an axis longer adds them up."""
+        longer = str(settings[operation.longer]) if operation.longer else ""
+        values = [term for term in terms if not term.is_constant]
+        lengths: Lengths = {}
+        for value in values:
+            lengths = self._joined(Term((), lengths), value, axes, skip=longer, said=operation.name)
+        if longer:
+            # What is in front is told first: a number is a count of new keys, which always go in front.
+            in_front = sorted(terms, key=lambda term: not term.is_constant)
+            lengths[longer] = "+".join(_length(term, longer) for term in in_front)
+        return lengths
+
+    def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
+        one, other = _lengths(left), _lengths(right)
+        for axis in one.keys() & other.keys() - {skip}:
+            if one[axis] != other[axis]:
+                raise AxesError(
+                    f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
+                )
+        return {axis: length for axis, length in {**one, **other}.items() if axis in axes}
+
+
+def _lengths(term: Term) -> Lengths:
+    return cast("Lengths", term.held) if isinstance(term.held, dict) else {}
+
+
+def _length(term: Term, axis: str) -> str:
+    if isinstance(term.held, Unknown):
+        return term.held.name
+    return _lengths(term).get(axis, axis) if not term.is_constant else str(term.held)
+
+
+def check(rule: Rule) -> Rule:
+    """`rule` itself, proved. Raises RuleError."""
+    _check_head(rule)
+    _check_options(rule)
+    used: set[str] = set()
+    for section in rule.sections:
+        used |= _SectionCheck(rule, section).run()
+    for name in rule.options:
+        if name not in used:
+            raise fault("R036", rule.source.place("options", name), f"the option {name!r} is never used")
+    return rule
+
+
+def _check_head(rule: Rule) -> None:
+    if rule.shorthand is not None and rule.shorthand != "part" and rule.shorthand not in rule.options:
+        hint = instead(rule.shorthand, ["part", *rule.options])
+        raise fault(
+            "R022", rule.source.place("shorthand"), f"there is no option {rule.shorthand!r}", hint=hint
+        )
+    for key, names in (("before", rule.before), ("after", rule.after), ("conflicts", rule.conflicts)):
+        if rule.name in names:
+            raise fault("R046", rule.source.place(key), f"{rule.name} cannot be ordered against itself")
+    if both := set(rule.before) & set(rule.after):
+        raise fault("R046", rule.source.place("before"), f"{min(both)} is under before and after")
+
+
+def _check_options(rule: Rule) -> None:
+    for name, option in rule.options.items():
+        place = rule.source.place("options", name)
+        if not is_name(name) or name in ("part", "layers", "path", "rule", "label"):
+            raise fault("R020", place, f"{name!r} cannot name an option: the word is taken")
+        numeric = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
+        if not numeric and (option.min is not None or option.max is not None):
+            raise fault("R021", place, "min and max are for numbers")
+        if option.choices and not isinstance(option.default, str):
+            raise fault("R021", place, "choices are for texts")
+        if problem := option.problem(option.default):
+            raise fault("R021", place, f"the default {problem}")
+        if option.min is not None and option.max is not None and option.min > option.max:
+            raise fault("R021", place, f"min {option.min} is above max {option.max}")
+
+
+class _SectionCheck:
+    """The proofs of one section."""
+
+    def __init__(self, rule: Rule, section: Section) -> None:
+        self.rule = rule
+        self.section = section
+        self.used: set[str] = set()
+
+    def run(self) -> set[str]:
+        """Check everything; the names that were read come back."""
+        self._check_match()
+        signatures = [signature(self.section, role) for role in self.section.match.role]
+        self._check_values()
+        self._check_names(signatures)
+        self._check_parameters(signatures)
+        self._check_where(signatures)
+        self._check_ports()
+        self._check_train()
+        expressions(self.rule, self.section)
+        for role in signatures:
+            for options in self._variants():
+                self._evaluate(role, options)
+        self._check_used()
+        return self.used
+
+    def _place(self, *keys: Key) -> Place:
+        return self.rule.source.place(*self.rule.keys(self.section), *keys)
+
+    def _check_match(self) -> None:
+        match = self.section.match
+        if not match.role:
+            raise fault("R023", self._place("match", "role"), "a match needs a role", hint=instead("", ROLES))
+        for role in match.role:
+            if role not in ROLES:
+                message = f"there is no role {role!r}"
+                raise fault("R023", self._place("match", "role"), message, hint=instead(role, ROLES))
+        words = known_words(match.role)
+        for part in match.part:
+            if part.rpartition(".")[2] not in words:
+                message = f"{' and '.join(match.role)} have no part {part!r}"
+                raise fault("R024", self._place("match", "part"), message, hint=instead(part, words))
+        if not (self.section.rewrite or self.section.train):
+            key = "merge" if self.section.merge else "match"
+            code = "R041" if self.section.merge else "R044"
+            message = (
+                "a merge needs the rewrite that it stands for"
+                if self.section.merge
+                else "nothing is done here"
+            )
+            raise fault(code, self._place(key), message, hint="there is: rewrite, train")
+
+    def _check_values(self) -> None:
+        for port, text in self.section.match.values.items():
+            place = self._place("match", "values", port)
+            for role in self.section.match.role:
+                if port not in ROLES[role].ports:
+                    message = f"{role} has no port {port!r}"
+                    raise fault("R025", place, message, hint=instead(port, ROLES[role].ports))
+                try:
+                    problem = fit(read_axes(text), ROLES[role].ports[port].axes)
+                except AxesError as error:
+                    raise fault("R010", place, str(error), text=text) from None
+                if problem:
+                    raise fault("R026", place, f"{port} of {role}: {problem}", text=text)
+
+    def _check_names(self, signatures: list[Signature]) -> None:
+        taken = dict.fromkeys(self.rule.options, "an option")
+        axes = {axis for role in signatures for axis in role.sizes}
+        ports = {port for role in signatures for port in role.ports}
+        named = (
+            *((axis, "an axis", ("match", "values")) for axis in sorted(axes)),
+            *((port, "a port", ("match", "values")) for port in sorted(ports)),
+            *((name, "a parameter", ("parameters", name)) for name in self.section.parameters),
+            *((name, "a binding", ("let", name)) for name in self.section.let),
+        )
+        for name, what, keys in named:
+            if name in taken:
+                raise fault("R020", self._place(*keys), f"{name!r} is {taken[name]} and {what}")
+            if not is_name(name):
+                raise fault(
+                    "R020", self._place(*keys), f"{name!r} cannot be a name: a word of Python, or with __"
+                )
+            taken[name] = what
+
+    def _check_parameters(self, signatures: list[Signature]) -> None:
+        for name, parameter in self.section.parameters.items():
+            place = self._place("parameters", name)
+            try:
+                dimensions = read_dimensions(parameter.axes)
+            except AxesError as error:
+                raise fault("R010", place, str(error), text=parameter.axes) from None
+            for dimension in dimensions:
+                if isinstance(dimension.size, str):
+                    self._check_size(place, parameter, dimension.axis, dimension.size, signatures)
+            initial = known_initial(parameter.init, place, len(dimensions))
+            for key, value in initial.settings:
+                if isinstance(value, str):
+                    self._check_law_option(place, parameter, key, value)
+
+    def _check_size(
+        self, place: Place, parameter: Parameter, axis: str, size: str, signatures: list[Signature]
+    ) -> None:
+        option = self.rule.options.get(size)
+        if option is not None:
+            self.used.add(size)
+            if type(option.default) is not int or option.min is None or option.min < 1:
+                message = f"the option {size!r} is a size, so it must be a whole number with min = 1 or more"
+                raise fault("R032", place, message, text=parameter.axes)
+            return
+        for role in signatures:
+            known = sorted({*role.sizes, *self._whole_options()} - role.moving)
+            if size in role.moving:
+                message = f"the length of {size!r} changes from call to call; write {axis}=SIZE"
+                raise fault("R033", place, message, text=parameter.axes, hint=instead(size, known))
+            if size not in role.sizes:
+                message = (
+                    f"the axis {axis!r} has no size: {size!r} is neither an option nor an axis of a value"
+                )
+                raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+
+    def _whole_options(self) -> list[str]:
+        return [name for name, option in self.rule.options.items() if type(option.default) is int]
+
+    def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
+        option = self.rule.options.get(name)
+        if option is None or type(option.default) not in (int, float):
+            message = f"{key}={name}: there is no option {name!r} that is a number"
+            raise fault("R028", place, message, text=parameter.init, hint=instead(name, self.rule.options))
+        self.used.add(name)
+
+    def _check_where(self, signatures: list[Signature]) -> None:
+        for condition in conditions(self.rule, self.section):
+            expression = condition.expression
+            for name in expression.names:
+                known = {*self.rule.options}.union(*({*r.sizes} - r.moving for r in signatures))
+                if name not in known or any(name not in {*self.rule.options, *r.sizes} for r in signatures):
+                    node = next(
+                        n for n in ast.walk(expression.tree) if isinstance(n, ast.Name) and n.id == name
+                    )
+                    message = f"{name!r} is neither an option nor a size that a site has"
+                    raise expression.fault("R027", node, message, instead(name, known))
+                self.used.add(name)
+            for node in ast.walk(expression.tree):
+                if isinstance(node, ast.Compare):
+                    self._check_choices(expression, node)
+            stand_ins: dict[str, Constant] = {name: 2 for role in signatures for name in role.sizes}
+            condition.unmet({**stand_ins, **self._defaults()})
+
+    def _check_choices(self, expression: object, node: ast.Compare) -> None:
+        """A text that is compared with an option must be one of its choices."""
+        sides = (node.left, *node.comparators)
+        names = [side.id for side in sides if isinstance(side, ast.Name)]
+        choices = {
+            choice
+            for name in names
+            if name in self.rule.options
+            for choice in self.rule.options[name].choices
+        }
+        for side in sides:
+            if choices and isinstance(side, ast.Constant) and side.value not in choices:
+                assert hasattr(expression, "fault")
+                message = f"{side.value!r} is none of the choices of {names[0]}"
+                raise expression.fault("R027", side, message, instead(str(side.value), choices))
+
+    def _check_ports(self) -> None:
+        for role in self.section.match.role:
+            ports = ROLES[role].ports
+            for port in self.section.rewrite:
+                writable = [p.name for p in ports.values() if p.kind in ("operand", "result")]
+                if port not in writable:
+                    message = f"{port!r} of {role} cannot be rewritten"
+                    raise fault("R038", self._place("rewrite", port), message, hint=instead(port, writable))
+            for port in self.section.merge:
+                weights = [p.name for p in ports.values() if p.kind == "weight"]
+                if port not in weights:
+                    message = f"{port!r} is no weight of {role}"
+                    raise fault("R041", self._place("merge", port), message, hint=instead(port, weights))
+
+    def _check_train(self) -> None:
+        for port, train in self.section.train.items():
+            for role in self.section.match.role:
+                weights = [p.name for p in ROLES[role].ports.values() if p.kind == "weight"]
+                if port not in weights:
+                    message = f"{port!r} is no weight of {role}"
+                    raise fault("R042", self._place("train", port), message, hint=instead(port, weights))
+                if train.insert and "y" not in ROLES[role].ports:
+                    message = f"{role} has no result that a new {port!r} could be added to"
+                    raise fault("R043", self._place("train", port, "insert"), message)
+            if train.insert is None:
+                continue
+            option = self.rule.options.get(train.insert)
+            if option is None or not option.choices or not set(option.choices) <= INSERTS:
+                message = f"{train.insert!r} is no option with the choices never, auto, always"
+                raise fault("R043", self._place("train", port, "insert"), message)
+            self.used.add(train.insert)
+
+    def _defaults(self) -> dict[str, Constant]:
+        return {name: option.typed(option.default) for name, option in self.rule.options.items()}
+
+    def _variants(self) -> Iterator[dict[str, Constant]]:
+        """The defaults, then each choice of each option in turn: every choice must be right, not the default only."""
+        defaults = self._defaults()
+        yield defaults
+        for name, option in self.rule.options.items():
+            for choice in option.choices:
+                if choice != option.default:
+                    yield {**defaults, name: choice}
+
+    def _evaluate(self, role: Signature, options: Mapping[str, Constant]) -> None:
+        given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
+        given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
+        sizes = {str(d.size) for p in self.section.parameters.values() for d in p.dimensions}
+        # An option that is a size stands for itself: 8 and 8 are not one length by chance.
+        symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
+        scope = Scope(
+            self.rule,
+            cast("Mapping[str, Constant]", symbols),
+            given,
+            Check(),
+            self._new_parameter,
+            section=self.section,
+        )
+        rewritten = {port: scope.rewrite(port) for port in self.section.rewrite}
+        self._check_lengths(role, rewritten)
+        for port in self.section.merge:
+            if port not in role.ports:
+                continue
+            merged = _lengths(scope.merge(port))
+            if changed := [axis for axis in role.ports[port] if merged.get(axis, axis) != axis]:
+                raise fault(
+                    "R040", self._place("merge", port), f"a merge cannot change the length of {changed[0]!r}"
+                )
+        self.used |= scope.used
+
+    def _new_parameter(self, _name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
+        return Term(parameter.named, {d.axis: str(d.size) for d in parameter.dimensions})
+
+    def _check_lengths(self, role: Signature, rewritten: Mapping[str, Term]) -> None:
+        """An axis that a rewrite makes longer at one operand is as long at every port that has it."""
+        for port, term in rewritten.items():
+            for axis, length in _lengths(term).items():
+                if length == axis:
+                    continue
+                kinds = ROLES[role.role].ports
+                sharing = [
+                    name for name, axes in role.ports.items() if axis in axes and kinds[name].kind != "value"
+                ]
+                for other in sharing:
+                    there = _lengths(rewritten[other]).get(axis) if other in rewritten else axis
+                    if there != length:
+                        message = f"{axis!r} becomes {length} long at {port}, and is {there} at {other}"
+                        raise fault(
+                            "R040", self._place("rewrite", port), message, text=self.section.rewrite[port],
+                            hint=f"these share the axis: {', '.join(sharing)} {show(role.ports[port])}",
+                        )  # fmt: skip
+
+    def _check_used(self) -> None:
+        for name in self.section.parameters:
+            if name not in self.used:
+                raise fault("R034", self._place("parameters", name), f"the parameter {name!r} is never used")
+        for name in self.section.let:
+            if name not in self.used:
+                raise fault("R035", self._place("let", name), f"the binding {name!r} is never used")

@@ -1,0 +1,74 @@
+"""The table of rule error codes, and the one function that makes a rule error. A code never changes its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from peftc.errors import RuleCheckError, RuleError, RuleSyntaxError, carets
+from peftc.lang.source import Place
+
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        # reading: RuleSyntaxError
+        "R001": "The file is longer than 64 KiB.",
+        "R002": "The file is not TOML.",
+        "R003": "A key that the format does not know.",
+        "R004": "A key that must be there is missing.",
+        "R005": "A key's value is of the wrong type or form.",
+        "R006": "An expression is longer than 500 characters.",
+        "R007": "An expression cannot be read.",
+        "R008": "An expression uses something outside the rule language.",
+        "R009": "An expression is nested too deep.",
+        "R010": "A text of axes cannot be read.",
+        "R011": "An initial law cannot be read.",
+        # proving: RuleCheckError
+        "R020": "One name stands for two things.",
+        "R021": "An option's default, range and choices do not go together.",
+        "R022": "The shorthand is neither `part` nor an option.",
+        "R023": "No role has this name.",
+        "R024": "The role has no such part.",
+        "R025": "The role has no such port.",
+        "R026": "The axes given to a value do not fit its port.",
+        "R027": "A condition uses what is not known when sites are matched.",
+        "R028": "A name that stands for nothing.",
+        "R029": "No operation has this name.",
+        "R030": "An operation is called with the wrong arguments.",
+        "R031": "Two values do not meet: their axes differ.",
+        "R032": "A parameter's axis has no size.",
+        "R033": "A parameter's size changes from call to call.",
+        "R034": "A parameter is never used.",
+        "R035": "A binding is never used.",
+        "R036": "An option is never used.",
+        "R037": "Bindings need each other in a circle.",
+        "R038": "A port that cannot be rewritten.",
+        "R039": "A new value has not its port's axes.",
+        "R040": "A rewrite changes an axis's length at one port and not at another.",
+        "R041": "A merge that is no change of a weight.",
+        "R042": "A port that cannot be trained.",
+        "R043": "`insert` does not name an option of never, auto and always.",
+        "R044": "A section that does nothing.",
+        "R045": "A number cannot be computed.",
+        "R046": "A rule is ordered against itself.",
+        "R047": "A rule in the library has another name than its file.",
+    }
+)
+
+
+def fault(
+    code: str,
+    place: Place,
+    message: str,
+    *,
+    text: str | None = None,
+    span: tuple[int, int] | None = None,
+    hint: str | None = None,
+) -> RuleError:
+    """A rule error of this code at this place, pointing at `span` of `text` where both are given."""
+    kind = RuleSyntaxError if code < "R020" else RuleCheckError
+    if text is None:
+        detail: tuple[str, ...] = ()
+    else:
+        detail = carets(text, *span) if span else (text,)
+    assert code in CODES, code
+    return kind(message, code=code, where=str(place), detail=detail, hint=hint)

@@ -1,0 +1,268 @@
+"""A rule as data: the sections of the file format, read from TOML. Proving that they add up is `check`'s part.
+
+Names, axes and expressions stay texts here, so that a rule can be compared, hashed, stored and diffed as it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails
+
+from peftc.errors import instead
+from peftc.lang.axes import Axes, Constant, Dimension, read_axes, read_dimensions
+from peftc.lang.codes import fault
+from peftc.lang.initial import Initial, known_initial
+from peftc.lang.source import Key, Place, Source
+
+LARGEST_FILE = 64 * 1024
+RULE_NAME = r"^[a-z][a-z0-9_]{0,40}$"
+NAME = r"^[A-Za-z][A-Za-z0-9_]{0,40}$"
+
+
+def _listed(value: object) -> object:
+    """TOML and JSON have lists; a frozen record holds tuples. One text stands for a list of it."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+RuleName = Annotated[str, Field(pattern=RULE_NAME)]
+Name = Annotated[str, Field(pattern=NAME)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+RuleNames = Annotated[tuple[RuleName, ...], BeforeValidator(_listed)]
+
+
+class Data(BaseModel):
+    """What all sections share: no unknown keys, no conversion between types, no change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Option(Data):
+    """A value that the user can set; its type is that of its default."""
+
+    default: bool | int | float | str
+    min: int | float | None = None
+    max: int | float | None = None
+    choices: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    help: str = ""
+
+    def problem(self, value: object) -> str | None:
+        """Why `value` cannot be this option's value, or None. A whole number will do where a fraction may be."""
+        kind = type(self.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            return f"must be {KINDS[kind]}, not {value!r}"
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}, not {value!r}"
+        if isinstance(value, (int, float)):
+            return self._range_problem(value)
+        return None
+
+    def _range_problem(self, value: float) -> str | None:
+        if not abs(value) < 2**63:
+            return f"must be a number of ordinary size, not {value}"
+        if self.min is not None and value < self.min:
+            return f"must be at least {self.min}, not {value}"
+        if self.max is not None and value > self.max:
+            return f"must be at most {self.max}, not {value}"
+        return None
+
+    def typed(self, value: Constant) -> Constant:
+        """`value` as this option holds it; call `problem` first."""
+        return float(value) if isinstance(self.default, float) else value
+
+
+KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+class Match(Data):
+    """Which sites a section is for, and what it calls their axes."""
+
+    role: Texts
+    part: Texts = ()
+    values: dict[Name, str] = Field(default_factory=dict)
+    where: Texts = ()
+
+
+class Parameter(Data):
+    """A tensor that the rule makes at each site."""
+
+    axes: str
+    init: str
+    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
+    trainable: bool = True
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """Its axes, each with where its size comes from."""
+        return read_dimensions(self.axes)
+
+    @property
+    def named(self) -> Axes:
+        """The names of its axes."""
+        return tuple(dimension.axis for dimension in self.dimensions)
+
+    @property
+    def initial(self) -> Initial:
+        """The law it starts by."""
+        return known_initial(self.init, Place("", "parameters", "init"), len(self.dimensions))
+
+
+class Train(Data):
+    """A parameter of the model that the rule trains.
+
+    `insert` names an option of never, auto and always: whether a zero parameter is put in where a site has none
+    (auto: only if no matched site of the model has one), which the result `y` is then added to.
+    """
+
+    insert: Name | None = None
+
+
+class Section(Data):
+    """A match, and what is done at its sites. A rule is one section, and may have more under `also`."""
+
+    match: Match
+    parameters: dict[Name, Parameter] = Field(default_factory=dict)
+    let: dict[Name, str] = Field(default_factory=dict)
+    rewrite: dict[Name, str] = Field(default_factory=dict)
+    merge: dict[Name, str] = Field(default_factory=dict)
+    train: dict[Name, Train] = Field(default_factory=dict)
+
+    def values(self) -> dict[str, Axes]:
+        """The axes that the match gives to ports."""
+        return {port: read_axes(text) for port, text in self.match.values.items()}
+
+
+class Rule(Section):
+    """One method, whole. Two rules are equal if they say the same, wherever they were read."""
+
+    format: Literal[1]
+    name: RuleName
+    summary: str
+    paper: str = ""
+    shorthand: Name | None = None
+    default: bool = False
+    options: dict[Name, Option] = Field(default_factory=dict)
+    also: Annotated[tuple[Section, ...], BeforeValidator(_listed)] = ()
+    before: RuleNames = ()
+    after: RuleNames = ()
+    conflicts: RuleNames = ()
+
+    _source: Source | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> Source:
+        """The file it was read from, to point into; a rule from elsewhere has its name only."""
+        return self._source or Source(self.name)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The rule's own section, then those under `also`."""
+        return (self, *self.also)
+
+    def keys(self, section: Section) -> tuple[Key, ...]:
+        """Where a section of this rule stands in its file: nowhere deeper, or `("also", index)`."""
+        for index, other in enumerate(self.also):
+            if other is section:
+                return ("also", index)
+        return ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What it says, as JSON can hold it; what is not said is left out."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what it says."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def read_file(path: Path) -> Rule:
+    """The rule in a file, not proved yet. Raises RuleSyntaxError, and OSError where there is no file."""
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_FILE + 1)
+    place = Place(path.name)
+    if len(raw) > LARGEST_FILE:
+        raise fault("R001", place, "a rule file has at most 64 KiB")
+    try:
+        return read_text(raw.decode(), path.name)
+    except UnicodeDecodeError as error:
+        raise fault("R002", place, f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_text(text: str, file: str) -> Rule:
+    """The rule in a TOML text, not proved yet. Raises RuleSyntaxError."""
+    if len(text.encode()) > LARGEST_FILE:
+        raise fault("R001", Place(file), "a rule file has at most 64 KiB")
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise fault("R002", Place(file), f"is not TOML: {error}") from None
+    return read_mapping(data, Source(file, text))
+
+
+def read_mapping(data: Mapping[str, object], source: Source) -> Rule:
+    """The rule in a mapping, as TOML or JSON gives it, not proved yet. Raises RuleSyntaxError."""
+    try:
+        rule = Rule.model_validate(dict(data))
+    except ValidationError as error:
+        raise _fault(error.errors(include_url=False)[0], source) from None
+    rule._source = source
+    return rule
+
+
+def _fault(error: ErrorDetails, source: Source) -> Exception:
+    """The first thing pydantic found, in the words of the format."""
+    keys = tuple(key for key in error["loc"] if key not in KINDS_OF_UNION)
+    place = source.place(*keys)
+    last = str(keys[-1]) if keys else ""
+    if error["type"] == "extra_forbidden":
+        return fault(
+            "R003", place, f"there is no key {last!r} here", hint=instead(last, _known_keys(keys[:-1]))
+        )
+    if error["type"] == "missing":
+        return fault("R004", source.place(*keys[:-1]), f"the key {last!r} is missing")
+    if error["type"] == "string_pattern_mismatch":
+        named = str(error["input"])
+        return fault(
+            "R005", place, f"{named!r} is no name", hint="a name is letters, digits and _, after a letter"
+        )
+    shown = json.dumps(error["input"], default=str)
+    said = error["msg"][0].lower() + error["msg"][1:]
+    return fault("R005", place, said.replace("input should", f"{last} should"), text=f"{last} = {shown[:80]}")
+
+
+KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "[key]"})
+"""What pydantic puts into an error's location besides keys of the file."""
+
+
+def _known_keys(keys: tuple[Key, ...]) -> list[str]:
+    """The keys of the section at `keys`."""
+    if keys[:1] == ("also",):
+        section: type[Data] = Section
+        keys = keys[2:]
+    else:
+        section = Rule
+    inner: Mapping[Key, type[Data]] = {
+        "match": Match,
+        "parameters": Parameter,
+        "train": Train,
+        "options": Option,
+    }
+    return sorted((inner[keys[0]] if keys else section).model_fields)

@@ -1,0 +1,120 @@
+"""Initial laws of parameters, such as `normal(std=0.02)`: read and checked here, drawn by whoever makes tensors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from peftc.errors import instead
+from peftc.lang.axes import Constant
+from peftc.lang.codes import fault
+from peftc.lang.expression import Expression, parse
+from peftc.lang.source import Place
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a parameter can start, and its settings with what they are when not given (None: must be given)."""
+
+    name: str
+    doc: str
+    settings: Mapping[str, float | None]
+    axes: int = 0
+    """How many axes the parameter must have at least."""
+
+
+def _law(name: str, doc: str, axes: int = 0, **settings: float | None) -> Law:
+    return Law(name, doc, MappingProxyType(settings), axes)
+
+
+LAWS: Mapping[str, Law] = MappingProxyType(
+    {
+        law.name: law
+        for law in (
+            _law("zeros", "All 0."),
+            _law("ones", "All 1."),
+            _law("constant", "All `value`.", value=None),
+            _law("normal", "Normal, mean 0.", std=None),
+            _law("truncated_normal", "Normal, mean 0, redrawn outside two `std`.", std=None),
+            _law("uniform", "Uniform from `low` to `high`.", low=None, high=None),
+            _law("kaiming_uniform", "Uniform within √(6 / ((1 + slope²) · last axis)).", 2, slope=5**0.5),
+            _law("xavier_uniform", "Uniform within √(6 / (first + last axis)).", 2),
+            _law("orthogonal", "Orthogonal rows or columns.", 2),
+            _law("identity", "1 on the diagonal of the last two axes.", 2),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A law, with each of its settings a number or the name of an option."""
+
+    law: str
+    settings: tuple[tuple[str, float | str], ...] = ()
+
+    def resolve(self, options: Mapping[str, Constant]) -> dict[str, float]:
+        """Every setting of the law as a number."""
+        found = {name: value for name, value in LAWS[self.law].settings.items() if value is not None}
+        for name, value in self.settings:
+            number = options[value] if isinstance(value, str) else value
+            found[name] = float(number)
+        return found
+
+
+def read_initial(text: str, place: Place) -> Initial:
+    """Read an initial law. Raises RuleSyntaxError."""
+    expression = parse(text, place)
+    tree = expression.tree
+    if isinstance(tree, ast.Name):
+        name, given = tree.id, []
+    elif isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+        name, given = tree.func.id, tree.keywords
+    else:
+        raise expression.fault(
+            "R011", tree, "an initial law is a name with named settings, as in normal(std=0.02)"
+        )
+    if name not in LAWS:
+        raise expression.fault("R011", tree, f"there is no initial law {name!r}", instead(name, LAWS))
+    law = LAWS[name]
+    settings: dict[str, float | str] = {}
+    for keyword in given:
+        key = keyword.arg or ""
+        if key not in law.settings:
+            raise expression.fault(
+                "R011", keyword, f"{name} has no setting {key!r}", instead(key, law.settings)
+            )
+        settings[key] = _setting(expression, keyword.value)
+    for key, value in law.settings.items():
+        if value is None and key not in settings:
+            raise expression.fault("R011", tree, f"{name} needs its setting {key!r}")
+    return Initial(name, tuple(settings.items()))
+
+
+def _setting(expression: Expression, node: ast.expr) -> float | str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+        return -_number(expression, node.operand)
+    return _number(expression, node)
+
+
+def _number(expression: Expression, node: ast.expr) -> float:
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, (int, float))
+        and not isinstance(node.value, bool)
+    ):
+        return float(node.value)
+    raise expression.fault("R011", node, "a setting is a number or the name of an option")
+
+
+def known_initial(text: str, place: Place, axes: int) -> Initial:
+    """`read_initial`, for a parameter of so many axes."""
+    initial = read_initial(text, place)
+    if axes < LAWS[initial.law].axes:
+        needs = LAWS[initial.law].axes
+        raise fault("R011", place, f"{initial.law} needs {needs} axes, the parameter has {axes}", text=text)
+    return initial

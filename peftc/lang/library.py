@@ -1,0 +1,67 @@
+"""Where rules are found by name: the folder of rule files that peftc ships. It never follows a path inside a rule."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import peftc
+from peftc.errors import UnknownRuleError, instead
+from peftc.lang.check import check
+from peftc.lang.codes import fault
+from peftc.lang.document import RULE_NAME, Rule, read_file
+
+
+@dataclass(frozen=True)
+class Library:
+    """Folders of rule files; the first that has a name wins."""
+
+    folders: tuple[Path, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all rules, sorted."""
+        return tuple(sorted({path.stem for folder in self.folders for path in folder.glob("*.toml")}))
+
+    def rule(self, name: str) -> Rule:
+        """The rule of this name, proved. Raises UnknownRuleError and RuleError."""
+        if re.match(RULE_NAME, name):
+            for folder in self.folders:
+                if (path := folder / f"{name}.toml").is_file():
+                    return _named(load_rule(path), path)
+        raise UnknownRuleError(f"there is no rule {name!r}", hint=instead(name, self.names()))
+
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules, by name."""
+        return tuple(self.rule(name) for name in self.names())
+
+
+def load_rule(path: str | Path) -> Rule:
+    """The rule in a file, proved. Raises UnknownRuleError where there is no such file, and RuleError."""
+    path = Path(path)
+    try:
+        changed = path.stat().st_mtime_ns
+        return _load(path.resolve(), changed)
+    except OSError as error:
+        raise UnknownRuleError(f"the rule file {path} cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=256)
+def _load(path: Path, _changed: int) -> Rule:
+    return check(read_file(path))
+
+
+def _named(rule: Rule, path: Path) -> Rule:
+    if rule.name != path.stem:
+        message = f"the name is {rule.name!r}, the file's is {path.stem!r}"
+        raise fault("R047", rule.source.place("name"), message)
+    return rule
+
+
+@lru_cache(maxsize=1)
+def default_library() -> Library:
+    """The rules that come with peftc: inside the installed package, or beside it in a checkout."""
+    package = Path(peftc.__path__[0]).resolve()
+    folders = (package / "rules_library", package.parent / "rules")
+    return Library(tuple(folder for folder in folders if folder.is_dir())[:1])

@@ -1,0 +1,179 @@
+"""The vocabulary of operations a rule can name: their axes, their settings and, as a text, what they become.
+
+Nothing here computes: `lower` is the dotted name of a torch function or of a peftc lowering, so no torch is imported.
+An installed plugin adds its own with `register`; a rule can only name what is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from peftc.lang.axes import ANY, Axes, AxesError, Constant, Term, Unknown, show
+
+Settings = Mapping[str, Constant]
+AxesRule = Callable[[tuple[Term, ...], Settings], Axes]
+Takes = Literal["value", "number", "any"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A named argument: the name of an axis, a number in a range, or one of some choices."""
+
+    kind: Literal["axis", "number", "choice"]
+    doc: str = ""
+    default: Constant | None = None
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One word of the vocabulary. `longer` names the setting whose axis comes out longer than it went in."""
+
+    name: str
+    doc: str
+    takes: tuple[tuple[str, Takes], ...]
+    axes: AxesRule
+    lower: str
+    settings: Mapping[str, Setting] = field(default_factory=lambda: MappingProxyType({}))
+    longer: str | None = None
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def register(operation: Operation) -> Operation:
+    """Add an operation to the vocabulary. Raises ValueError where the name is taken."""
+    if OPERATIONS.get(operation.name, operation) != operation:
+        raise ValueError(f"there is an operation {operation.name!r} already")
+    OPERATIONS[operation.name] = operation
+    return operation
+
+
+def _same(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    return terms[0].axes
+
+
+def _keeps(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes as they are; the one that is named must be among them."""
+    _has(terms[0].axes, settings["axis"])
+    return terms[0].axes
+
+
+def _drops(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    axis = _has(terms[0].axes, settings["axis"])
+    return tuple(name for name in terms[0].axes if name != axis)
+
+
+def _joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    first, second = terms[0].axes, terms[1].axes
+    axis = _has(first, settings["axis"])
+    _has(second, axis)
+    if ANY in first or ANY in second:
+        raise AxesError(
+            f"{show(first)} and {show(second)} cannot be joined: name the axes that {ANY} stands for"
+        )
+    if missing := [name for name in first if name not in second]:
+        raise AxesError(f"{show(first)} has {', '.join(missing)}, which {show(second)} lacks")
+    return second
+
+
+def _has(axes: Axes, axis: Constant) -> str:
+    if axis not in axes or axis == ANY:
+        raise AxesError(f"{show(axes)} has no axis {axis!r}")
+    return str(axis)
+
+
+AXIS = Setting("axis", "The axis it works along.")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "identity")
+_ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
+
+
+def _define() -> None:
+    for name, doc, lower in (
+        ("relu", "max(x, 0).", "torch.nn.functional.relu"),
+        ("gelu", "x · Φ(x).", "torch.nn.functional.gelu"),
+        ("silu", "x · sigmoid(x).", "torch.nn.functional.silu"),
+        ("tanh", "The hyperbolic tangent.", "torch.tanh"),
+        ("sigmoid", "1 / (1 + exp(−x)).", "torch.sigmoid"),
+        ("softplus", "log(1 + exp(x)).", "torch.nn.functional.softplus"),
+        ("exp", "eˣ.", "torch.exp"),
+    ):
+        register(Operation(name, doc, _ONE, _same, lower))
+    kind = Setting("choice", "Which activation.", choices=ACTIVATIONS)
+    rate = Setting("number", "The chance of a zero.", min=0, max=1)
+    epsilon = Setting("number", "Added to the variance.", default=1e-5, min=0)
+    for operation in (
+        Operation(
+            "activate", "The activation that a text names.", _ONE, _same, "peftc.activate", {"kind": kind}
+        ),
+        Operation("dropout", "Zeros at random while training.", _ONE, _same, "peftc.dropout", {"p": rate}),
+        Operation("softmax", "Positive, summing to 1.", _ONE, _keeps, "torch.softmax", {"axis": AXIS}),
+        Operation("mean", "The mean along an axis.", _ONE, _drops, "torch.mean", {"axis": AXIS}),
+        Operation("sum", "The sum along an axis.", _ONE, _drops, "torch.sum", {"axis": AXIS}),
+        Operation(
+            "layer_norm",
+            "Mean 0 and variance 1 along an axis.",
+            _ONE,
+            _keeps,
+            "peftc.layer_norm",
+            {"axis": AXIS, "eps": epsilon},
+        ),
+        Operation(
+            "rms_norm",
+            "Mean square 1 along an axis.",
+            _ONE,
+            _keeps,
+            "peftc.rms_norm",
+            {"axis": AXIS, "eps": epsilon},
+        ),
+        Operation(
+            "concat",
+            "`a` in front of `b` along an axis; `a` is repeated over the axes it lacks.",
+            (("a", "value"), ("b", "value")),
+            _joins,
+            "peftc.concat",
+            {"axis": AXIS},
+            longer="axis",
+        ),
+        Operation(
+            "see_prefix",
+            "A mask opened for so many keys in front; an absent mask stays absent.",
+            (("mask", "value"), ("length", "number")),
+            _keeps,
+            "peftc.see_prefix",
+            {"axis": Setting("axis", "The mask's axis of keys.", default="keys")},
+            longer="axis",
+        ),
+    ):
+        register(operation)
+
+
+_define()
+
+
+def setting_problem(setting: Setting, value: object) -> str | None:
+    """Why `value` cannot be this setting, or None."""
+    if setting.kind == "number":
+        return _number_problem(setting, value)
+    if not isinstance(value, str):
+        return "must be the name of an axis" if setting.kind == "axis" else "must be a text"
+    if setting.kind == "choice" and value not in setting.choices:
+        return f"must be one of {', '.join(setting.choices)}, not {value!r}"
+    return None
+
+
+def _number_problem(setting: Setting, value: object) -> str | None:
+    if isinstance(value, Unknown):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "must be a number"
+    if setting.min is not None and value < setting.min:
+        return f"must be at least {setting.min:g}, not {value:g}"
+    if setting.max is not None and value > setting.max:
+        return f"must be at most {setting.max:g}, not {value:g}"
+    return None

@@ -1,0 +1,166 @@
+"""The table of roles, their ports and parts: the words a rule can use of a model. It finds none of them in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from peftc.lang.axes import Axes, read_axes
+
+PortKind = Literal["operand", "result", "value", "weight"]
+"""An operand is one argument of one consumer; a result is what all users of a site read; a value can only be
+read; a weight is a parameter of the model, which can be trained and merged into."""
+
+CALL_AXES = frozenset({"*", "batch", "seq", "queries", "keys"})
+"""Axes whose length changes from call to call: no parameter can have such a size."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A value or an operand at a site, with its default axes. An optional port is absent at some sites."""
+
+    name: str
+    kind: PortKind
+    axes: Axes
+    doc: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a part of a model can be. A role without parts is chosen by its own name."""
+
+    name: str
+    doc: str
+    ports: Mapping[str, Port]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What a spec can write after the colon to choose sites of this role."""
+        groups = tuple(name for name, group in GROUPS.items() if self.name == "linear" and group)
+        return (*(self.parts or (self.name,)), *groups)
+
+
+def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = ()) -> Role:
+    return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts)
+
+
+def _port(name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False) -> Port:
+    return Port(name, kind, read_axes(axes), doc, optional)
+
+
+OTHER = "other"
+"""The part of a linear site that is none of the named ones; analysis writes it as an empty part."""
+
+_LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", OTHER)
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "attention": ("q", "k", "v", "o"),
+        "ffn": ("gate", "up", "down"),
+        "all-linear": tuple(part for part in _LINEAR_PARTS if part != "head"),
+    }
+)
+"""Groups of parts of the role linear."""
+
+SCOPES = ("encoder", "decoder", "cross")
+"""What may stand before a part: `decoder.q`."""
+
+_WEIGHT = _port(
+    "W", "weight", "d_out d_in", "The matrix; its axes are lined up by name, however it is stored."
+)
+_BIAS = _port("b", "weight", "d_out", "What is added to the product; many models have none.", optional=True)
+_INPUT = _port("x", "operand", "* d_in", "What is multiplied by the weight.")
+_OUTPUT = _port("y", "result", "* d_out", "The product, with the bias.")
+
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        role.name: role
+        for role in (
+            _role(
+                "linear",
+                "A product with a weight of the model.",
+                *(_INPUT, _OUTPUT, _WEIGHT, _BIAS),
+                parts=_LINEAR_PARTS,
+            ),
+            _role(
+                "attention",
+                "A softmax attention: queries look at keys and gather values.",
+                _port("q", "operand", "batch heads queries head_dim", "The queries, positions applied."),
+                _port("k", "operand", "batch kv_heads keys head_dim", "The keys, cache included."),
+                _port("v", "operand", "batch kv_heads keys head_dim", "The values, cache included."),
+                _port(
+                    "mask",
+                    "operand",
+                    "batch heads queries keys",
+                    "Which keys a query sees; absent where all or all earlier ones are seen.",
+                    optional=True,
+                ),
+                _port("h", "value", "batch seq d_model", "What the queries are projected from."),
+                _port(
+                    "y", "result", "batch heads queries head_dim", "What was gathered, before its projection."
+                ),
+            ),
+            _role(
+                "ffn",
+                "A feed-forward network: up, activation, down.",
+                _port("x", "operand", "* d_model", "What goes into its first products."),
+                _port("y", "result", "* d_model", "What its last product makes."),
+            ),
+            _role(
+                "norm",
+                "A normalisation with its scale, and a shift where it has one.",
+                _port("x", "operand", "* d", "What is normalised."),
+                _port("y", "result", "* d", "The normalised value, scaled and shifted."),
+                _port("W", "weight", "d", "The scale.", optional=True),
+                _port("b", "weight", "d", "The shift; RMS norms have none.", optional=True),
+            ),
+            _role(
+                "embedding",
+                "A row of a table for each id.",
+                _port("y", "result", "* d_model", "The rows."),
+                _port("W", "weight", "vocab d_model", "The table."),
+            ),
+            _role(
+                "head",
+                "The product that makes the model's output, over classes (`task`) or the vocabulary.",
+                *(_INPUT, _OUTPUT, _WEIGHT, _BIAS),
+                parts=("task", "vocabulary"),
+            ),
+            _role(
+                "block",
+                "The unit that a model repeats, from residual stream to residual stream.",
+                _port("x", "operand", "* d_model", "What the block reads."),
+                _port("y", "result", "* d_model", "What the block leaves."),
+            ),
+            _role(
+                "positions",
+                "The ids by which tokens are placed: the index of a position table, or the angle of a rotation.",
+                _port("p", "operand", "* seq", "One whole number for each token."),
+            ),
+            _role(
+                "tensor",
+                "Every parameter of the model, whatever it does.",
+                _port("W", "weight", "*", "The parameter itself."),
+            ),
+        )
+    }
+)
+
+
+def accepts(role: str, word: str, part: str) -> bool:
+    """Whether `word` (a part, a group, or the role's own name) chooses a site of this role and part."""
+    part = part or OTHER
+    if not ROLES[role].parts:
+        return word in (role, part)
+    if role == "linear" and word in GROUPS:
+        return part in GROUPS[word]
+    return word in (part, role)
+
+
+def known_words(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Every word that can choose a part of these roles, in the order of the table."""
+    return tuple(dict.fromkeys(word for role in roles for word in (*ROLES[role].words, role)))

@@ -1,0 +1,135 @@
+"""The names of one section at one site, each found when it is first read. The backend decides what a value holds.
+
+The check of a rule and its rewrite of a graph share this scope, so that a rule means one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias, cast
+
+from peftc.lang.axes import Axes, Constant, Term, Unknown, show
+from peftc.lang.codes import fault
+from peftc.lang.document import Parameter, Rule, Section
+from peftc.lang.expression import Expression, parse
+from peftc.lang.source import Place
+from peftc.lang.walk import Backend, Missing, Walk
+
+NewParameter: TypeAlias = Callable[[str, Parameter, tuple[int, ...]], Term]
+"""Makes the parameter of this name with these sizes, one for each of its axes, when it is first read."""
+
+
+class Scope:
+    """Options, axis sizes, values, parameters and bindings of one section at one site.
+
+    `given` holds the site's ports by name, with the axes the section gives them (`signature`), and its axis sizes
+    as numbers. Right sides see the values as they were before any rewrite. `used` collects the names that were read.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        options: Mapping[str, Constant],
+        given: Mapping[str, Term],
+        backend: Backend,
+        new_parameter: NewParameter,
+        *,
+        section: Section | None = None,
+    ) -> None:
+        self.rule = rule
+        self.section: Section = section if section is not None else rule
+        self.used: set[str] = set()
+        self._options = options
+        self._given = given
+        self._backend = backend
+        self._new_parameter = new_parameter
+        self._made: dict[str, Term] = {}
+        self._open: list[str] = []
+
+    def rewrite(self, port: str) -> Term:
+        """The new value of a port, its axes a reordering of the port's. Raises RuleCheckError."""
+        return self._edit("rewrite", port, self.section.rewrite[port])
+
+    def merge(self, port: str) -> Term:
+        """The new value of a weight. Raises RuleCheckError."""
+        return self._edit("merge", port, self.section.merge[port])
+
+    def binding(self, name: str) -> Term:
+        """The term of a name: the seam by which one rule reaches into another. Raises RuleCheckError."""
+        return self.evaluate(name, "let", name)
+
+    def evaluate(self, text: str, *keys: str) -> Term:
+        """The term that a text stands for; `keys` say where in the section it is written."""
+        return Walk(self._backend, self._look_up, parse(text, self._place(*keys))).run()
+
+    def _edit(self, kind: Literal["rewrite", "merge"], port: str, text: str) -> Term:
+        term = self.evaluate(text, kind, port)
+        want: Axes = self._given[port].axes
+        if set(term.axes) == set(want) and not (term.is_constant and want == ()):
+            return term
+        place = self._place(kind, port)
+        if term.is_constant:
+            raise fault("R039", place, f"{port} must be {show(want)}, but this is a number alone", text=text)
+        raise fault("R039", place, f"{port} must be {show(want)}, but this is {show(term.axes)}", text=text)
+
+    def _look_up(self, name: str) -> Term:
+        self.used.add(name)
+        if name in self._made:
+            return self._made[name]
+        if name in self._given:
+            return self._given[name]
+        if name in self._options:
+            return Term((), self._options[name])
+        if name in self.section.parameters:
+            self._made[name] = self._parameter(name, self.section.parameters[name])
+        elif name in self.section.let:
+            self._made[name] = self._bind(name, self.section.let[name])
+        else:
+            raise Missing((*self._given, *self._options, *self.section.parameters, *self.section.let))
+        return self._made[name]
+
+    def _bind(self, name: str, text: str) -> Term:
+        if name in self._open:
+            circle = [*self._open[self._open.index(name) :], name]
+            message = f"{' → '.join(circle)} goes round in a circle"
+            raise fault("R037", self._place("let", name), message, text=text)
+        self._open.append(name)
+        try:
+            return self.evaluate(text, "let", name)
+        finally:
+            self._open.pop()
+
+    def _parameter(self, name: str, parameter: Parameter) -> Term:
+        sizes = tuple(
+            size if isinstance(size := dimension.size, int) else self._size(name, parameter, size)
+            for dimension in parameter.dimensions
+        )
+        return self._new_parameter(name, parameter, sizes)
+
+    def _size(self, name: str, parameter: Parameter, size: str) -> int:
+        self.used.add(size)
+        held = self._options.get(size)
+        if size in self._given and not self._given[size].axes:
+            held = cast("Constant", self._given[size].held)
+        if isinstance(held, Unknown) or (isinstance(held, int) and not isinstance(held, bool) and held > 0):
+            return cast("int", held)
+        place = self._place("parameters", name, "axes")
+        message = f"the size of {size!r} is {'not known' if held is None else repr(held)}, not a whole number above 0"
+        raise fault("R032", place, message, text=parameter.axes)
+
+    def _place(self, *keys: str) -> Place:
+        return self.rule.source.place(*self.rule.keys(self.section), *keys)
+
+
+def expressions(rule: Rule, section: Section) -> dict[tuple[str, str], Expression]:
+    """Every expression of a section by its table and key: bindings, rewrites and merges."""
+    tables: tuple[tuple[str, Mapping[str, str]], ...] = (
+        ("let", section.let),
+        ("rewrite", section.rewrite),
+        ("merge", section.merge),
+    )
+    return {
+        (table, key): parse(text, rule.source.place(*rule.keys(section), table, key))
+        for table, texts in tables
+        for key, text in texts.items()
+    }

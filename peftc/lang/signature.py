@@ -1,0 +1,62 @@
+"""What a section calls the ports and axes of a role: the link between a rule's names and a site's. Proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from peftc.lang.axes import ANY, Axes, show
+from peftc.lang.document import Section
+from peftc.lang.roles import CALL_AXES, ROLES
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The ports of one role with the axes that a section gives them.
+
+    `sizes` says for each axis of the section which axis of the role it is, and has no axis that `*` stood for;
+    `moving` are the axes whose length changes from call to call.
+    """
+
+    role: str
+    ports: Mapping[str, Axes]
+    sizes: Mapping[str, str]
+    moving: frozenset[str]
+
+    def sizes_at(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The section's axes with their sizes, from the role's axes with theirs; those not known are left out."""
+        return {axis: sizes[named] for axis, named in self.sizes.items() if named in sizes}
+
+
+def fit(axes: Axes, default: Axes) -> str | None:
+    """Why a value of a port with axes `default` cannot be called `axes`, or None."""
+    if default[:1] == (ANY,):
+        named = default[1:]
+        if len(axes) < len(named) or ANY in axes[len(axes) - len(named) :]:
+            return f"{show(axes)} does not end in the axes of {show(default)}"
+        return None
+    if ANY in axes or len(axes) != len(default):
+        return f"{show(axes)} is not as many axes as {show(default)}"
+    return None
+
+
+def signature(section: Section, role: str) -> Signature:
+    """What `section` calls the ports and axes of `role`. A value that does not fit its port is skipped."""
+    given = section.values()
+    ports: dict[str, Axes] = {}
+    sizes: dict[str, str] = {}
+    moving: set[str] = set()
+    for port in ROLES[role].ports.values():
+        axes = given.get(port.name, port.axes)
+        if fit(axes, port.axes):
+            continue
+        ports[port.name] = axes
+        named = tuple(axis for axis in port.axes if axis != ANY)
+        leading = axes[: len(axes) - len(named)]
+        moving.update(axis for axis in leading if axis != ANY)
+        for axis, default in zip(axes[len(leading) :], named, strict=True):
+            sizes.setdefault(axis, default)
+            if default in CALL_AXES:
+                moving.add(axis)
+    return Signature(role, MappingProxyType(ports), MappingProxyType(sizes), frozenset(moving))

@@ -1,0 +1,81 @@
+"""Where in a rule file something stands: finds the line of a key by scanning the text. Reads no meaning into it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Key = str | int
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_ENTRY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A key of a rule file: `lora.toml, [let] delta, line 24`."""
+
+    file: str
+    section: str = ""
+    key: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        inside = f"[{self.section}] {self.key}".rstrip() if self.section else self.key
+        line = f"line {self.line}" if self.line else ""
+        return ", ".join(part for part in (self.file, inside, line) if part)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A rule's file name and its text; the text may be absent (a rule made from a mapping has none)."""
+
+    file: str
+    text: str = ""
+
+    def place(self, *keys: Key) -> Place:
+        """The place of the value at `keys`, such as `("let", "delta")` or `("also", 0, "rewrite", "p")`."""
+        named = [str(key) for key in keys if not (isinstance(key, str) and key.startswith("["))]
+        if not named:
+            return Place(self.file)
+        if len(named) == 1:
+            return Place(self.file, "", named[0], self._line(named))
+        # `match.where[1]` reads better than a section called `match.where`.
+        if named[-1].isdigit():
+            *head, last = named[:-1]
+            return Place(
+                self.file, ".".join(head), f"{last}[{named[-1]}]" if head else last, self._line(named)
+            )
+        return Place(self.file, ".".join(named[:-1]), named[-1], self._line(named))
+
+    def _line(self, keys: list[str]) -> int | None:
+        """The line of the longest beginning of `keys` that the text spells."""
+        best, found = 0, None
+        for number, path in self._entries():
+            length = len(path)
+            if length > best and path == keys[:length]:
+                best, found = length, number
+        return found
+
+    def _entries(self) -> list[tuple[int, list[str]]]:
+        entries: list[tuple[int, list[str]]] = []
+        section: list[str] = []
+        counts: dict[str, int] = {}
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := _HEADER.match(line):
+                section = _split(header[2])
+                if header[1] == "[[":
+                    counts[header[2]] = counts.get(header[2], -1) + 1
+                    section = [*section, str(counts[header[2]])]
+                elif section[0] in counts:  # [also.match] belongs to the latest [[also]]
+                    section = [section[0], str(counts[section[0]]), *section[1:]]
+                entries.append((number, section))
+            elif entry := _ENTRY.match(line):
+                entries.append((number, [*section, *_split(entry[1])]))
+                inline = line[entry.end() :]
+                for key in re.findall(r"[{,]\s*([A-Za-z0-9_]+)\s*=", inline):
+                    entries.append((number, [*section, *_split(entry[1]), key]))
+        return entries
+
+
+def _split(dotted: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in dotted.split(".")]
