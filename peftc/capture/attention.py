@@ -1,0 +1,165 @@
+"""Passes that give softmax attention one spelling: `scaled_dot_product_attention`, key heads unexpanded."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from peftc.graph.reading import argument, is_call, is_tensor, shape, value
+
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class SpellAttention:
+    """Every attention call has q, k and v as its arguments, and all else as keywords."""
+
+    def run(self, graph: fx.Graph) -> int:
+        """Rewrite the arguments."""
+        found = [node for node in graph.nodes if node.target is ATTENTION]
+        for node in found:
+            kwargs = {
+                "attn_mask": argument(node, "attn_mask"),
+                "dropout_p": argument(node, "dropout_p", 0.0),
+                "is_causal": argument(node, "is_causal", False),
+                "scale": argument(node, "scale"),
+                "enable_gqa": argument(node, "enable_gqa", False),
+            }
+            node.args, node.kwargs = (node.args[0], node.args[1], node.args[2]), kwargs
+        return len(found)
+
+
+@dataclass(frozen=True)
+class GroupHeads:
+    """Key heads that are repeated for the query heads of their group are handed over unrepeated."""
+
+    def run(self, graph: fx.Graph) -> int:
+        """Undo `repeat_kv` before each attention."""
+        changed = 0
+        for node in list(graph.nodes):
+            if node.target is not ATTENTION or node.kwargs["enable_gqa"]:
+                continue
+            key, val = unrepeated(node.args[1]), unrepeated(node.args[2])
+            if key is None or val is None:
+                continue
+            node.args = (node.args[0], key, val)
+            node.kwargs = {**node.kwargs, "enable_gqa": True}
+            changed += 1
+        return changed
+
+
+def unrepeated(node: Any) -> fx.Node | None:
+    """x of `reshape(expand(unsqueeze(x, 2)))` where that repeats each head of x [batch heads keys width] in place."""
+    if not is_call(node, "reshape", "view", "_unsafe_view", "clone"):
+        return None
+    expanded = node.args[0]
+    if is_call(expanded, "clone", "contiguous"):
+        expanded = expanded.args[0]
+    if not is_call(expanded, "expand") or not is_call(expanded.args[0], "unsqueeze"):
+        return None
+    lifted = expanded.args[0]
+    x = lifted.args[0]
+    if not is_tensor(x) or value(x).dim() != 4 or lifted.args[1] not in (2, -3):
+        return None
+    before, after, wide = shape(x), shape(node), shape(expanded)
+    if len(after) != 4 or len(wide) != 5 or wide[:2] + wide[3:] != before:
+        return None
+    return x if after == (before[0], before[1] * wide[2], *before[2:]) else None
+
+
+@dataclass(frozen=True)
+class RecogniseAttention:
+    """`softmax(q kᵀ · scale + mask) v` becomes `scaled_dot_product_attention`, where it is exactly that.
+
+    Equal within rounding (1e-6 in float32), not bit for bit. A softmax that is kept for the output, or that anything
+    but a sum with a mask goes into (a soft cap, a bias that is a parameter's function stays a mask), is left alone.
+    """
+
+    def run(self, graph: fx.Graph) -> int:
+        """Rewrite every written-out attention."""
+        changed = 0
+        for node in list(graph.nodes):
+            if is_call(node, "softmax", "_softmax") and rewrite_softmax(graph, node):
+                changed += 1
+        return changed
+
+
+def rewrite_softmax(graph: fx.Graph, softmax: fx.Node) -> bool:
+    """Rewrite the attention around one softmax."""
+    if value(softmax).dim() != 4 or argument(softmax, "dim") not in (-1, 3):
+        return False
+    weights, dropout = softmax, 0.0
+    while True:
+        user = sole_user(weights)
+        if user is None:
+            return False
+        if is_call(user, "dropout"):
+            dropout, weights = user.args[1], user  # type: ignore[assignment]
+            mode = user.args[2]
+        elif is_call(user, "to", "type_as") and value(user).dtype == value(softmax).dtype:
+            weights = user
+        else:
+            break
+    if not is_call(user, "matmul") or user.args[0] is not weights or not is_tensor(user.args[1]):
+        return False
+    scores, mask, scale = softmax.args[0], None, 1.0
+    if is_call(scores, "add") and sole_user(scores) is not None and not scores.kwargs:  # type: ignore[union-attr]
+        scores, mask = masked(scores)
+    while is_call(scores, "mul", "div") and sole_user(scores) is not None:
+        factor = argument(scores, "other")  # type: ignore[arg-type]
+        if not isinstance(factor, (int, float)):
+            return False
+        scale = scale * factor if is_call(scores, "mul") else scale / factor
+        scores = scores.args[0]  # type: ignore[union-attr]
+    if not is_call(scores, "matmul") or sole_user(scores) is None:
+        return False
+    query, turned = scores.args  # type: ignore[union-attr]
+    if not is_call(turned, "transpose") or not last_two(turned) or not is_tensor(query):
+        return False
+    key = turned.args[0]  # type: ignore[union-attr]
+    if value(query).dim() != 4 or value(key).dim() != 4 or value(user.args[1]).dim() != 4:  # type: ignore[arg-type]
+        return False
+    p: Any = dropout
+    with graph.inserting_before(user):
+        if dropout and isinstance(mode, fx.Node):
+            p = graph.call_function(operator.mul, (mode, dropout))
+            p.meta["nn_module_stack"] = user.meta.get("nn_module_stack")
+        new = graph.call_function(
+            ATTENTION,
+            (query, key, user.args[1]),
+            {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False},
+        )
+    new.meta = {k: user.meta[k] for k in ("val", "nn_module_stack", "stack_trace") if k in user.meta}
+    user.replace_all_uses_with(new)
+    return True
+
+
+def masked(scores: fx.Node) -> tuple[Any, Any]:
+    """Scores and mask of their sum: the mask is the side that is no scaled matmul."""
+    left, right = scores.args[0], scores.args[1]
+    if not is_tensor(right):
+        return scores, None
+    for one, other in ((left, right), (right, left)):
+        inner = one
+        while is_call(inner, "mul", "div"):
+            inner = inner.args[0]  # type: ignore[union-attr]
+        if is_call(inner, "matmul"):
+            return one, other
+    return scores, None
+
+
+def last_two(node: fx.Node) -> bool:
+    """Whether a transpose exchanges the last two of four axes."""
+    return {int(axis) % 4 for axis in node.args[1:3]} == {2, 3}  # type: ignore[arg-type]
+
+
+def sole_user(node: Any) -> fx.Node | None:
+    """The one user of a node, or None."""
+    return next(iter(node.users)) if isinstance(node, fx.Node) and len(node.users) == 1 else None
+
+
+__all__ = ["ATTENTION", "GroupHeads", "RecogniseAttention", "SpellAttention"]

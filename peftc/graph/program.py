@@ -1,0 +1,43 @@
+"""The record that passes between stages: one captured graph, and how a call's arguments meet its placeholders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Program:
+    """One captured call.
+
+    Attributes:
+        graph: placeholders are the call's tensors in order of `inputs`; `get_attr` nodes name parameters, buffers
+            and constants of `root`'s model by full path; the output is what the model returns.
+        root: path of the module that was called; "" for the whole model.
+        inputs: name of every tensor of the call ("input_ids", "past_key_values.3").
+        fixed: (position in `inputs`, dimension, size) of every dimension that the capture could not keep general.
+        ones: inputs that must be all ones for this program to hold.
+        training: whether the model was in training mode.
+    """
+
+    graph: fx.Graph
+    root: str
+    inputs: tuple[str, ...]
+    fixed: tuple[tuple[int, int, int], ...] = ()
+    ones: tuple[str, ...] = ()
+    training: bool = False
+
+    def with_graph(self, graph: fx.Graph, **changes: object) -> Program:
+        """The same call with another graph."""
+        return replace(self, graph=graph, **changes)  # type: ignore[arg-type]
+
+
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy that keeps names and metadata, and where each node went."""
+    new, env = fx.Graph(), {}
+    for node in graph.nodes:
+        copied = new.node_copy(node, lambda source: env[source])
+        copied.meta = dict(node.meta)
+        env[node] = copied
+    return new, env

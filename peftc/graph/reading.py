@@ -1,0 +1,120 @@
+"""Questions one asks of an fx node: which operator, which argument, which shape. Answers only; never edits."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
+
+
+def operator_name(node: fx.Node) -> str:
+    """The bare operator a node calls ("linear", "add"), whatever its overload; "" for anything else."""
+    if node.op != "call_function":
+        return ""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).rpartition("::")[2]
+    return str(getattr(target, "__name__", target))
+
+
+def is_call(node: object, *names: str) -> bool:
+    """Whether `node` calls one of the named operators."""
+    return isinstance(node, fx.Node) and operator_name(node) in names
+
+
+def argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """The argument of an ATen call that its schema calls `name`, however it was passed."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        for position, parameter in enumerate(target._schema.arguments):
+            if parameter.name == name:
+                if position < len(node.args) and not parameter.kwarg_only:
+                    return node.args[position]
+                return parameter.default_value if parameter.has_default_value() else default
+    return default
+
+
+def value(node: fx.Node) -> Any:
+    """What tracing saw at a node: a fake tensor, a symbolic integer, a tuple of them, or None."""
+    return node.meta.get("val")
+
+
+def is_tensor(node: object) -> bool:
+    """Whether tracing saw one tensor at a node."""
+    return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)
+
+
+def hint(size: Any) -> int:
+    """The size that a symbolic dimension had while tracing; an integer is itself."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape a node's tensor had while tracing."""
+    seen = value(node)
+    if not isinstance(seen, torch.Tensor):
+        raise TypeError(f"{node.name} is not a tensor")
+    return tuple(hint(size) for size in seen.shape)
+
+
+def getitem_index(node: fx.Node) -> int | None:
+    """The position a `getitem` node picks out of a tuple; None for any other node."""
+    if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int):
+        return node.args[1]
+    return None
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module a node was traced in; "" for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    return clean_path(next(reversed(stack.values()))[0])
+
+
+def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
+    """(path, call) of every module around a node, outermost first.
+
+    A module that is called several times has one path; its later calls carry a different `call` (`path@1`, ...).
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple((clean_path(path), key.rpartition("@")[2] if "@" in key else "0") for key, (path, _) in stack.items())
+
+
+def clean_path(path: str) -> str:
+    """A module path as `named_modules` spells it."""
+    path = path.partition("@")[0]
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    """Every node that `node` is computed from, itself first, each once."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        yield current
+        stack.extend(current.all_input_nodes)
+
+
+def descendants(node: fx.Node) -> Iterator[fx.Node]:
+    """Every node computed from `node`, itself first, each once."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        yield current
+        stack.extend(current.users)
