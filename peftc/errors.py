@@ -1,26 +1,26 @@
-"""Every exception peftc raises on purpose. No other module makes an exception class, and this one imports nothing.
+"""Every exception that peftc raises on purpose; no module of peftc makes one elsewhere.
 
-    PeftcError
-    ├── RuleError                  a rule file is wrong; `code` is stable, such as R028
-    │   ├── RuleSyntaxError        the TOML or an expression cannot be read
-    │   └── RuleCheckError         names, axes, ports or parameters do not add up
-    ├── SpecError                  a rule spec is wrong; carets point into it
-    │   ├── UnknownRuleError       no such rule in the library
-    │   ├── UnknownOptionError     the rule has no such option
-    │   └── OptionValueError       the value is of another type, or out of range
-    ├── MatchError                 rules and model do not go together
-    │   ├── UnknownPartError       a part that no site of this model has
-    │   ├── NoMatchError           a rule that matches nothing
-    │   ├── ConflictError          two rules on one port, or a circle in their order
-    │   └── BudgetError            more new parameters than allowed
-    ├── CaptureError               the model cannot be captured as a graph
-    ├── ProgramError               a call that the compiled module cannot serve
-    ├── StoreError                 an adapter folder cannot be written or read
-    │   ├── CorruptAdapterError    the files are damaged or incomplete
-    │   ├── ForeignAdapterError    the adapter belongs to another model
-    │   └── OutputExistsError      the folder is already there
-    ├── DataError                  a data file is missing or malformed
-    └── ModelError                 a model's path is missing, or it cannot be loaded
+PeftcError
+├── RuleError                  a rule file is wrong; `code` is stable, such as R028
+│   ├── RuleSyntaxError        the TOML or an expression cannot be read
+│   └── RuleCheckError         names, axes, ports or parameters do not add up
+├── SpecError                  a rule spec is wrong; carets point into it
+│   ├── UnknownRuleError       no such rule in the library
+│   ├── UnknownOptionError     the rule has no such option
+│   └── OptionValueError       the value is of another type, or out of range
+├── MatchError                 rules and model do not go together
+│   ├── UnknownPartError       a part that no site of this model has
+│   ├── NoMatchError           a rule that matches nothing
+│   ├── ConflictError          two rules on one port, or a circle in their order
+│   └── BudgetError            more new parameters than allowed
+├── CaptureError               the model cannot be captured as a graph
+├── ProgramError               a call that the compiled module cannot serve
+├── StoreError                 an adapter folder cannot be written or read
+│   ├── CorruptAdapterError    the files are damaged or incomplete
+│   ├── ForeignAdapterError    the adapter belongs to another model
+│   └── OutputExistsError      the folder is already there
+├── DataError                  a data file is missing or malformed
+└── ModelError                 a model's path is missing, or it cannot be loaded
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from collections.abc import Iterable, Sequence
 class PeftcError(Exception):
     """What went wrong, in four parts: where, what, the text it is about, and what there is instead.
 
-    `detail` holds whole lines (a text and the carets below it, a line of the model's source), kept as they are.
+    `detail` holds whole lines (a text and the carets below it, a line of the model's source), kept as they
+    are.
     """
 
     def __init__(

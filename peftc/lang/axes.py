@@ -20,14 +20,14 @@ class AxesError(Exception):
 
 @dataclass(frozen=True)
 class Unknown:
-    """A number that is only known at a site, by its name; while a rule is checked it stands for the number."""
+    """A number that only a site knows, by its name; it stands for the number while a rule is checked."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Term:
-    """A value in a rule: its named axes, and what the backend holds for it (a node, or nothing while checking).
+    """A value in a rule: its named axes, and what the backend holds for it.
 
     A number or a text has no axes and is held as itself.
     """
@@ -75,7 +75,7 @@ def read_axes(text: str) -> Axes:
 
 
 def read_dimensions(text: str) -> tuple[Dimension, ...]:
-    """The axes of a parameter with their sizes, such as `"kv_heads keys=length head_dim"`. Raises AxesError."""
+    """The axes of a parameter with their sizes, as in `"kv_heads keys=length"`. Raises AxesError."""
     dimensions: list[Dimension] = []
     for word in text.split():
         axis, equals, size = word.partition("=")
@@ -93,7 +93,8 @@ def read_dimensions(text: str) -> tuple[Dimension, ...]:
 def meet(left: Axes, right: Axes) -> Axes:
     """The axes of `left + right`, lined up by name. Raises AxesError.
 
-    Leading axes without names (`*`) cannot be lined up with named ones: one side's axes must then hold the other's.
+    Leading axes without names (`*`) cannot be lined up with named ones: one side's axes must then hold the
+    other's.
     """
     for one, other in ((left, right), (right, left)):
         if ANY in one and not set(other) <= set(one):

@@ -1,7 +1,8 @@
-"""A rule with the user's wishes: options with their values, and which parts and layers. It knows no model yet.
+"""A rule with the user's wishes: options with their values, and which parts and layers. It knows no model
+yet.
 
-`bind` takes what users give (a spec, a mapping, a path, a Rule) and gives a Bound; `flatten` and `from_flat` store one
-in an adapter, which is then read back with no library at hand. Raises SpecError and RuleError.
+`bind` takes what users give (a spec, a mapping, a path, a Rule) and gives a Bound; `flatten` and `from_flat`
+store one in an adapter, which is then read back with no library at hand. Raises SpecError and RuleError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from peftc.lang.axes import Constant
 from peftc.lang.check import check
 from peftc.lang.document import Option, Rule, Section, read_mapping
 from peftc.lang.library import Library, default_library, load_rule
-from peftc.lang.roles import GROUPS, ROLES, SCOPES, accepts, known_words
+from peftc.lang.roles import SCOPES, accepts, known_words
 from peftc.lang.source import Source
 from peftc.lang.spec import Layers, Setting, Span, Spec, read_layers, read_spec
 
@@ -42,8 +43,8 @@ class PartSelector:
 class Bound:
     """A rule, ready to be matched.
 
-    `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold. They choose
-    among the sites of the rule's main section; a section under `also` follows its own match.
+    `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
+    They choose among the sites of the rule's main section; a section under `also` follows its own match.
     """
 
     rule: Rule
@@ -63,7 +64,7 @@ class Bound:
     @staticmethod
     def from_flat(flat: Mapping[str, Any]) -> Bound:
         """What `flatten` made, proved again. Raises RuleError and SpecError."""
-        if not isinstance(flat, Mapping) or not isinstance(flat.get("rule"), Mapping):
+        if not isinstance(flat.get("rule"), Mapping):
             raise SpecError("a stored rule must be a mapping with the rule in it")
         name = str(flat["rule"].get("name", "a stored rule"))
         rule = check(read_mapping(flat["rule"], Source(f"{name} (stored)")))
@@ -103,7 +104,7 @@ def bind(rule: RuleLike, library: Library | None = None) -> Bound:
 
 
 def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = None) -> tuple[Bound, ...]:
-    """Several rules in the order given, each with a label of its own: `lora`, `lora_2`. Raises as `bind` does."""
+    """Several rules in the order given, each with a label of its own: `lora`, `lora_2`. Raises as `bind`."""
     if isinstance(rules, (str, Path, Rule, Mapping)):
         rules = [rules]
     labelled: list[Bound] = []
@@ -285,6 +286,3 @@ def _value(text: str, option: Option) -> object:
 def _options_hint(rule: Rule) -> str:
     named = ", ".join(f"{name}=…" for name in rule.options)
     return f"write {rule.name}({named})" if named else f"write {rule.name}"
-
-
-__all__ = ["GROUPS", "ROLES", "Bound", "PartSelector", "RuleLike", "bind", "bind_all", "flatten"]

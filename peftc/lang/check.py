@@ -1,7 +1,7 @@
-"""Proves a rule before any model exists: names, axes, sizes, ports, parameters. It knows no model and makes nothing.
+"""Proves a rule before any model exists: names, axes, sizes, ports, parameters. Makes nothing.
 
-`check(rule)` raises the first RuleError. The walk is the one that rewrites graphs; its backend here keeps, for each
-axis, only what its length is called. Longer than most files here: it is one list of proofs, told in order.
+`check(rule)` raises the first RuleError. The walk is the one that rewrites graphs; its backend here keeps,
+for each axis, only what its length is called. Longer than most files here: one list of proofs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes,
 from peftc.lang.codes import fault
 from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
-from peftc.lang.expression import is_name
+from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import known_initial
 from peftc.lang.operations import Operation
 from peftc.lang.roles import ROLES, known_words
@@ -264,13 +264,13 @@ class _SectionCheck:
                     message = f"{name!r} is neither an option nor a size that a site has"
                     raise expression.fault("R027", node, message, instead(name, known))
                 self.used.add(name)
-            for node in ast.walk(expression.tree):
-                if isinstance(node, ast.Compare):
-                    self._check_choices(expression, node)
+            for comparison in ast.walk(expression.tree):
+                if isinstance(comparison, ast.Compare):
+                    self._check_choices(expression, comparison)
             stand_ins: dict[str, Constant] = {name: 2 for role in signatures for name in role.sizes}
             condition.unmet({**stand_ins, **self._defaults()})
 
-    def _check_choices(self, expression: object, node: ast.Compare) -> None:
+    def _check_choices(self, expression: Expression, node: ast.Compare) -> None:
         """A text that is compared with an option must be one of its choices."""
         sides = (node.left, *node.comparators)
         names = [side.id for side in sides if isinstance(side, ast.Name)]
@@ -282,7 +282,6 @@ class _SectionCheck:
         }
         for side in sides:
             if choices and isinstance(side, ast.Constant) and side.value not in choices:
-                assert hasattr(expression, "fault")
                 message = f"{side.value!r} is none of the choices of {names[0]}"
                 raise expression.fault("R027", side, message, instead(str(side.value), choices))
 
@@ -322,7 +321,7 @@ class _SectionCheck:
         return {name: option.typed(option.default) for name, option in self.rule.options.items()}
 
     def _variants(self) -> Iterator[dict[str, Constant]]:
-        """The defaults, then each choice of each option in turn: every choice must be right, not the default only."""
+        """The defaults, then each choice of each option in turn: each must be right, not the default alone."""
         defaults = self._defaults()
         yield defaults
         for name, option in self.rule.options.items():

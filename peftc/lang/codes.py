@@ -1,4 +1,4 @@
-"""The table of rule error codes, and the one function that makes a rule error. A code never changes its meaning."""
+"""The table of rule error codes, and the one function that makes a rule error. A code keeps its meaning."""
 
 from __future__ import annotations
 

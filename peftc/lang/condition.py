@@ -1,4 +1,4 @@
-"""Conditions of a `where`: whether options and axis sizes allow a site, and if not, why. Reads numbers and texts only."""
+"""Conditions of a `where`: whether options and axis sizes allow a site, and if not, why not."""
 
 from __future__ import annotations
 

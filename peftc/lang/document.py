@@ -1,6 +1,7 @@
-"""A rule as data: the sections of the file format, read from TOML. Proving that they add up is `check`'s part.
+"""A rule as data: the sections of the file format, read from TOML. `check` proves that they add up.
 
-Names, axes and expressions stay texts here, so that a rule can be compared, hashed, stored and diffed as it was written.
+Names, axes and expressions stay texts here, so that a rule can be compared, hashed, stored and diffed
+as it was written.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Option(Data):
     help: str = ""
 
     def problem(self, value: object) -> str | None:
-        """Why `value` cannot be this option's value, or None. A whole number will do where a fraction may be."""
+        """Why `value` cannot be this option's value, or None. A whole number will do for a fraction."""
         kind = type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
@@ -120,8 +121,8 @@ class Parameter(Data):
 class Train(Data):
     """A parameter of the model that the rule trains.
 
-    `insert` names an option of never, auto and always: whether a zero parameter is put in where a site has none
-    (auto: only if no matched site of the model has one), which the result `y` is then added to.
+    `insert` names an option of never, auto and always: whether a zero parameter is put in where a site has
+    none (auto: only if no matched site of the model has one), which the result `y` is then added to.
     """
 
     insert: Name | None = None
@@ -163,6 +164,11 @@ class Rule(Section):
     def source(self) -> Source:
         """The file it was read from, to point into; a rule from elsewhere has its name only."""
         return self._source or Source(self.name)
+
+    def read_from(self, source: Source) -> Rule:
+        """This rule, knowing the file it stands in."""
+        self._source = source
+        return self
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -223,8 +229,7 @@ def read_mapping(data: Mapping[str, object], source: Source) -> Rule:
         rule = Rule.model_validate(dict(data))
     except ValidationError as error:
         raise _fault(error.errors(include_url=False)[0], source) from None
-    rule._source = source
-    return rule
+    return rule.read_from(source)
 
 
 def _fault(error: ErrorDetails, source: Source) -> Exception:

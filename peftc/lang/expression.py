@@ -1,4 +1,4 @@
-"""Expressions of the rule language: a checked subset of Python's syntax, parsed and never evaluated by Python."""
+"""Expressions of the rule language: a checked subset of Python's syntax, parsed, never evaluated by it."""
 
 from __future__ import annotations
 

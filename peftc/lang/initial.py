@@ -1,4 +1,4 @@
-"""Initial laws of parameters, such as `normal(std=0.02)`: read and checked here, drawn by whoever makes tensors."""
+"""Initial laws of parameters, such as `normal(std=0.02)`: read and checked here, drawn elsewhere."""
 
 from __future__ import annotations
 

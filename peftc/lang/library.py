@@ -1,4 +1,4 @@
-"""Where rules are found by name: the folder of rule files that peftc ships. It never follows a path inside a rule."""
+"""Where rules are found by name: the folder of rule files that peftc ships. No rule holds a path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The vocabulary of operations a rule can name: their axes, their settings and, as a text, what they become.
 
-Nothing here computes: `lower` is the dotted name of a torch function or of a peftc lowering, so no torch is imported.
-An installed plugin adds its own with `register`; a rule can only name what is registered.
+Nothing here computes: `lower` is the dotted name of a torch function or of a peftc lowering, so no torch is
+imported. An installed plugin adds its own with `register`; a rule can only name what is registered.
 """
 
 from __future__ import annotations

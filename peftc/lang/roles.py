@@ -1,4 +1,4 @@
-"""The table of roles, their ports and parts: the words a rule can use of a model. It finds none of them in one."""
+"""The table of roles, their ports and parts: the words a rule can use of a model. It finds none."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             _role(
                 "positions",
-                "The ids by which tokens are placed: the index of a position table, or the angle of a rotation.",
-                _port("p", "operand", "* seq", "One whole number for each token."),
+                "The ids by which tokens are placed: the index of a position table, or the angle of a
+                rotation.", _port("p", "operand", "* seq", "One whole number for each token."),
             ),
             _role(
                 "tensor",

@@ -1,4 +1,5 @@
-"""The names of one section at one site, each found when it is first read. The backend decides what a value holds.
+"""The names of one section at one site, each found when it is first read. The backend decides what a value
+holds.
 
 The check of a rule and its rewrite of a graph share this scope, so that a rule means one thing.
 """
@@ -13,7 +14,7 @@ from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, parse
 from peftc.lang.source import Place
-from peftc.lang.walk import Backend, Missing, Walk
+from peftc.lang.walk import Backend, MissingNameError, Walk
 
 NewParameter: TypeAlias = Callable[[str, Parameter, tuple[int, ...]], Term]
 """Makes the parameter of this name with these sizes, one for each of its axes, when it is first read."""
@@ -22,8 +23,9 @@ NewParameter: TypeAlias = Callable[[str, Parameter, tuple[int, ...]], Term]
 class Scope:
     """Options, axis sizes, values, parameters and bindings of one section at one site.
 
-    `given` holds the site's ports by name, with the axes the section gives them (`signature`), and its axis sizes
-    as numbers. Right sides see the values as they were before any rewrite. `used` collects the names that were read.
+    `given` holds the site's ports by name, with the axes the section gives them (`signature`), and its axis
+    sizes as numbers. Right sides see the values as they were before any rewrite. `used` collects the names
+    that were read.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Scope:
         elif name in self.section.let:
             self._made[name] = self._bind(name, self.section.let[name])
         else:
-            raise Missing((*self._given, *self._options, *self.section.parameters, *self.section.let))
+            raise MissingNameError(
+                (*self._given, *self._options, *self.section.parameters, *self.section.let)
+            )
         return self._made[name]
 
     def _bind(self, name: str, text: str) -> Term:
@@ -108,13 +112,16 @@ class Scope:
 
     def _size(self, name: str, parameter: Parameter, size: str) -> int:
         self.used.add(size)
-        held = self._options.get(size)
+        held: object = self._options.get(size)
         if size in self._given and not self._given[size].axes:
-            held = cast("Constant", self._given[size].held)
-        if isinstance(held, Unknown) or (isinstance(held, int) and not isinstance(held, bool) and held > 0):
+            held = self._given[size].held
+        if isinstance(held, Unknown):  # only while checking: the parameter made there reads no size
             return cast("int", held)
+        if isinstance(held, int) and not isinstance(held, bool) and held > 0:
+            return held
         place = self._place("parameters", name, "axes")
-        message = f"the size of {size!r} is {'not known' if held is None else repr(held)}, not a whole number above 0"
+        said = "not known" if held is None else f"{held!r}, not a whole number above 0"
+        message = f"the size of {size!r} is {said}"
         raise fault("R032", place, message, text=parameter.axes)
 
     def _place(self, *keys: str) -> Place:

@@ -1,4 +1,4 @@
-"""What a section calls the ports and axes of a role: the link between a rule's names and a site's. Proves nothing."""
+"""What a section calls the ports and axes of a role: the link between a rule's names and a site's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from peftc.lang.roles import CALL_AXES, ROLES
 class Signature:
     """The ports of one role with the axes that a section gives them.
 
-    `sizes` says for each axis of the section which axis of the role it is, and has no axis that `*` stood for;
-    `moving` are the axes whose length changes from call to call.
+    `sizes` says for each axis of the section which axis of the role it is, and has no axis that `*` stood
+    for; `moving` are the axes whose length changes from call to call.
     """
 
     role: str
@@ -25,7 +25,7 @@ class Signature:
     moving: frozenset[str]
 
     def sizes_at(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The section's axes with their sizes, from the role's axes with theirs; those not known are left out."""
+        """The section's axes with their sizes, from the role's axes with theirs; unknown ones are left out."""
         return {axis: sizes[named] for axis, named in self.sizes.items() if named in sizes}
 
 

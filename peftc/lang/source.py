@@ -1,4 +1,4 @@
-"""Where in a rule file something stands: finds the line of a key by scanning the text. Reads no meaning into it."""
+"""Where in a rule file something stands: finds the line of a key by scanning the text."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Source:
             elif entry := _ENTRY.match(line):
                 entries.append((number, [*section, *_split(entry[1])]))
                 inline = line[entry.end() :]
-                for key in re.findall(r"[{,]\s*([A-Za-z0-9_]+)\s*=", inline):
-                    entries.append((number, [*section, *_split(entry[1]), key]))
+                inner = re.findall(r"[{,]\s*([A-Za-z0-9_]+)\s*=", inline)
+                entries += [(number, [*section, *_split(entry[1]), key]) for key in inner]
         return entries
 
 

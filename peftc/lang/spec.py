@@ -1,6 +1,7 @@
 """Rule specs, the short form that users write: `name[:shorthand][@layers][(option=value, …)]`.
 
-Read by hand, character by character; what the words mean for a rule is `bind`'s part. Raises SpecError with carets.
+Read by hand, character by character; what the words mean for a rule is `bind`'s part. Raises
+SpecError, with carets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The one walk over an expression: it works out the axes, and a backend makes what the term holds.
 
-Checking a rule and putting it into a graph are this same walk with two backends, so what is checked is what runs.
+Checking a rule and putting it into a graph are this same walk with two backends, so that what is checked
+is what runs.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NoReturn, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
-from peftc.errors import instead
+from peftc.errors import RuleError, instead
 from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, contract, meet, show
 from peftc.lang.expression import LARGEST, Expression
 from peftc.lang.operations import OPERATIONS, Operation, setting_problem
@@ -29,7 +30,7 @@ class Backend(Protocol):
         """`left op right`, each side lined up with `axes` by name; either side may be a number."""
 
     def contract(self, left: Term, right: Term, axes: Axes) -> object:
-        """`left @ right`: left's last axis is summed with right's of that name; other shared axes are a batch."""
+        """`left @ right`: left's last axis is summed with right's of that name; others are a batch."""
 
     def call(
         self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
@@ -37,7 +38,7 @@ class Backend(Protocol):
         """The operation on these terms, giving `axes`."""
 
 
-class Missing(KeyError):
+class MissingNameError(KeyError):
     """A look-up found nothing of a name; `known` holds the names there are."""
 
     def __init__(self, known: tuple[str, ...]) -> None:
@@ -57,8 +58,8 @@ class Walk:
         """The term that the expression stands for."""
         return self._visit(self._expression.tree)
 
-    def _fail(self, code: str, node: ast.AST, message: str, hint: str | None = None) -> NoReturn:
-        raise self._expression.fault(code, node, message, hint) from None
+    def _fault(self, code: str, node: ast.AST, message: str, hint: str | None = None) -> RuleError:
+        return self._expression.fault(code, node, message, hint)
 
     def _visit(self, node: ast.expr) -> Term:
         match node:
@@ -74,13 +75,15 @@ class Walk:
                 return self._pointwise(node, _SIGNS[type(op)], self._visit(left), self._visit(right))
             case ast.Call(func=ast.Name(id=name)):
                 return self._call(node, name)
-        self._fail("R008", node, f"{type(node).__name__} is not part of the rule language")
+        raise self._fault("R008", node, f"{type(node).__name__} is not part of the rule language")
 
     def _name(self, node: ast.AST, name: str) -> Term:
         try:
             return self._look_up(name)
-        except Missing as missing:
-            self._fail("R028", node, f"nothing here is called {name!r}", instead(name, missing.known))
+        except MissingNameError as missing:
+            raise self._fault(
+                "R028", node, f"nothing here is called {name!r}", instead(name, missing.known)
+            ) from None
 
     def _negate(self, node: ast.AST, term: Term) -> Term:
         self._refuse_text(node, term)
@@ -97,29 +100,29 @@ class Walk:
             axes = meet(left.axes, right.axes)
             return Term(axes, self._backend.pointwise(sign, left, right, axes))
         except AxesError as error:
-            self._fail("R031", node, str(error))
+            raise self._fault("R031", node, str(error)) from None
 
     def _contract(self, node: ast.BinOp, left: Term, right: Term) -> Term:
         try:
             axes = contract(left.axes, right.axes)
             return Term(axes, self._backend.contract(left, right, axes))
         except AxesError as error:
-            self._fail("R031", node, str(error))
+            raise self._fault("R031", node, str(error)) from None
 
     def _fold(self, node: ast.AST, sign: Sign, left: object, right: object) -> object:
         if isinstance(left, Unknown) or isinstance(right, Unknown):
             return Unknown("?")
         one, other = cast("float", left), cast("float", right)
         if sign == "/" and other == 0:
-            self._fail("R045", node, f"{one} is divided by {other}")
+            raise self._fault("R045", node, f"{one} is divided by {other}")
         value = {"+": one + other, "-": one - other, "*": one * other, "/": one / other if other else 0}[sign]
         if not math.isfinite(value) or abs(value) >= LARGEST:
-            self._fail("R045", node, "this number is too large")
+            raise self._fault("R045", node, "this number is too large")
         return value
 
     def _call(self, node: ast.Call, name: str) -> Term:
         if name not in OPERATIONS:
-            self._fail("R029", node, f"there is no operation {name!r}", instead(name, OPERATIONS))
+            raise self._fault("R029", node, f"there is no operation {name!r}", instead(name, OPERATIONS))
         operation = OPERATIONS[name]
         terms = self._positional(node, operation)
         settings = self._settings(node, operation)
@@ -127,12 +130,12 @@ class Walk:
             axes = operation.axes(terms, settings)
             return Term(axes, self._backend.call(operation, terms, settings, axes))
         except AxesError as error:
-            self._fail("R031", node, str(error))
+            raise self._fault("R031", node, str(error)) from None
 
     def _positional(self, node: ast.Call, operation: Operation) -> tuple[Term, ...]:
         if len(node.args) != len(operation.takes):
             takes = ", ".join(name for name, _ in operation.takes)
-            self._fail(
+            raise self._fault(
                 "R030",
                 node,
                 f"{operation.name} takes {len(operation.takes)}, not {len(node.args)}",
@@ -141,11 +144,13 @@ class Walk:
         terms = tuple(self._visit(argument) for argument in node.args)
         for argument, term, (name, kind) in zip(node.args, terms, operation.takes, strict=True):
             if kind == "number" and not term.is_number:
-                self._fail(
+                raise self._fault(
                     "R030", argument, f"{operation.name} takes a number as {name}, not {show(term.axes)}"
                 )
             if kind == "value" and term.is_constant:
-                self._fail("R030", argument, f"{operation.name} takes a value as {name}, not a constant")
+                raise self._fault(
+                    "R030", argument, f"{operation.name} takes a value as {name}, not a constant"
+                )
         return terms
 
     def _settings(self, node: ast.Call, operation: Operation) -> dict[str, Constant]:
@@ -158,16 +163,18 @@ class Walk:
             key = keyword.arg or ""
             if key not in operation.settings:
                 message = f"{operation.name} has no setting {key!r}"
-                self._fail("R030", keyword, message, instead(key, operation.settings))
+                raise self._fault("R030", keyword, message, instead(key, operation.settings))
             term = self._visit(keyword.value)
             problem = setting_problem(operation.settings[key], term.held if term.is_constant else None)
             if problem:
-                self._fail("R030", keyword, f"{operation.name}'s {key} {problem}")
+                raise self._fault("R030", keyword, f"{operation.name}'s {key} {problem}")
             given[key] = cast("Constant", term.held)
         if missing := [key for key in operation.settings if key not in given]:
-            self._fail("R030", node, f"{operation.name} needs its setting {missing[0]!r}")
+            raise self._fault("R030", node, f"{operation.name} needs its setting {missing[0]!r}")
         return given
 
     def _refuse_text(self, node: ast.AST, term: Term) -> None:
         if term.is_constant and not term.is_number:
-            self._fail("R031", node, f"{term.held!r} is no number; it can only be a setting of an operation")
+            raise self._fault(
+                "R031", node, f"{term.held!r} is no number; it can only be a setting of an operation"
+            )
