@@ -321,7 +321,7 @@ class _SectionCheck:
         return {name: option.typed(option.default) for name, option in self.rule.options.items()}
 
     def _variants(self) -> Iterator[dict[str, Constant]]:
-        """The defaults, then each choice of each option in turn: each must be right, not the default alone."""
+        """The defaults, then each choice of each option in turn: all must be right."""
         defaults = self._defaults()
         yield defaults
         for name, option in self.rule.options.items():

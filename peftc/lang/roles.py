@@ -138,8 +138,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             _role(
                 "positions",
-                "The ids by which tokens are placed: the index of a position table, or the angle of a
-                rotation.", _port("p", "operand", "* seq", "One whole number for each token."),
+                "The ids by which tokens are placed: in a position table, or by an angle of rotation.",
+                _port("p", "operand", "* seq", "One whole number for each token."),
             ),
             _role(
                 "tensor",

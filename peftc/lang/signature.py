@@ -25,7 +25,7 @@ class Signature:
     moving: frozenset[str]
 
     def sizes_at(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The section's axes with their sizes, from the role's axes with theirs; unknown ones are left out."""
+        """The sizes of the section's axes, from those of the role's axes; unknown ones are left out."""
         return {axis: sizes[named] for axis, named in self.sizes.items() if named in sizes}
 
 
