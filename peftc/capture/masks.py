@@ -6,14 +6,13 @@ computed here for several sizes, and taken away where it lets everything through
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from peftc.graph.evaluating import evaluate
 from peftc.graph.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
 
 LONGEST = 4096  # a mask whose constants go beyond this length is not tried
@@ -69,7 +68,11 @@ class FoldMasks:
 
     def kind_at(self, mask: fx.Node, nodes: set[fx.Node], batch: int, length: int) -> str:
         """What the mask is for one size of the inputs."""
-        return kind_of(evaluate(mask, nodes, lambda node: example(node, batch, length)))
+        return kind_of(evaluate(mask, nodes, (batch, length), self.no_state))
+
+    def no_state(self, path: str) -> Tensor:
+        """Masks that are made of parameters or buffers are not folded."""
+        raise LookupError(path)
 
 
 def square(attention: fx.Node) -> bool:
@@ -89,39 +92,6 @@ def integers(node: fx.Node) -> list[int]:
     """The integer constants among a node's arguments: windows, chunk sizes, offsets."""
     leaves = pytree.tree_leaves((node.args, node.kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
-
-
-def example(placeholder: fx.Node, batch: int, length: int) -> Tensor:
-    """Ones in the shape of an input: the first symbolic dimension is the batch, the others the length."""
-    seen = value(placeholder)
-    sizes = [
-        size if isinstance(size, int) else (batch if dimension == 0 else length)
-        for dimension, size in enumerate(seen.shape)
-    ]
-    return torch.ones(sizes, dtype=seen.dtype)
-
-
-def evaluate(target: fx.Node, nodes: set[fx.Node], make: Callable[[fx.Node], Tensor]) -> Tensor:
-    """Run the nodes that lead to one, on the CPU."""
-    env: dict[fx.Node, Any] = {}
-    for node in target.graph.nodes:
-        if node not in nodes:
-            continue
-        if node.op == "placeholder":
-            env[node] = make(node)
-        elif node.op == "get_attr":
-            raise LookupError(node.target)
-        else:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
-            env[node] = node.target(*args, **on_cpu(kwargs))
-    result = env[target]
-    assert isinstance(result, Tensor)
-    return result
-
-
-def on_cpu(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same keyword arguments, with any device replaced by the CPU."""
-    return {key: torch.device("cpu") if key == "device" and item is not None else item for key, item in kwargs.items()}
 
 
 def kind_of(mask: Tensor) -> str:

@@ -1,0 +1,6 @@
+"""From a normalised graph to sites: which part of a model plays which role. Told by data flow, never by names."""
+
+from peftc.analyse.analysis import Analysis, Located, analyse
+from peftc.analyse.site import Port, Site, Use
+
+__all__ = ["Analysis", "Located", "Port", "Site", "Use", "analyse"]

@@ -1,0 +1,48 @@
+"""Softmax attention: its core, and the projections that play q, k, v and o in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from peftc.analyse.channels import ChannelFlow, downstream
+from peftc.analyse.projections import Projection
+from peftc.graph.reading import is_call
+
+
+@dataclass(frozen=True)
+class AttentionCore:
+    """One attention.
+
+    Attributes:
+        node: the core.
+        parts: projection → part → channel numbers that reach the core in that part.
+        o: the projection that reads what was gathered, if there is one.
+    """
+
+    node: fx.Node
+    parts: Mapping[fx.Node, Mapping[str, Tensor]]
+    o: fx.Node | None
+
+    def projection(self, part: str) -> fx.Node | None:
+        """The first projection of a part."""
+        return next((node for node, parts in self.parts.items() if part in parts), None)
+
+
+def attention_cores(
+    graph: fx.Graph, projections: Mapping[fx.Node, Projection], flow: ChannelFlow
+) -> list[AttentionCore]:
+    """Every softmax attention of a normalised graph."""
+    cores = []
+    for node in graph.nodes:
+        if not is_call(node, "scaled_dot_product_attention"):
+            continue
+        parts: dict[fx.Node, dict[str, Tensor]] = {}
+        for part, operand in zip("qkv", node.args[:3], strict=True):
+            for origin, index in flow.of(operand).items():
+                parts.setdefault(origin, {})[part] = index
+        readers = downstream(node, projections)
+        cores.append(AttentionCore(node, parts, readers[0] if readers else None))
+    return cores

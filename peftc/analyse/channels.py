@@ -1,0 +1,140 @@
+"""Which output channels of which projections a value is made of.
+
+A tensor of channel numbers is sent through the graph's own data movement (views, transposes, slices, rotations), so a
+fused projection yields the exact slice of each part, contiguous or interleaved.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from peftc.analyse.projections import Projection
+from peftc.graph.reading import hint, is_tensor, operator_name, shape, value
+
+MOVES = frozenset(
+    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten narrow"
+    " contiguous clone movedim swapaxes repeat repeat_interleave roll flip expand_as view_as alias detach to".split()
+)
+SPLITS = frozenset("split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk".split())
+POINTWISE = frozenset(
+    "add sub mul div neg rsub dropout silu gelu relu tanh sigmoid where masked_fill clamp pow rms_norm layer_norm"
+    " leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
+)
+
+Channels = Mapping[fx.Node, Tensor]
+"""Projection node → channel numbers in the value's shape; -1 where the value is not made of that projection."""
+
+
+class ChannelFlow:
+    """Answers, for any value, which channels reach it; each value is worked out once."""
+
+    def __init__(self, projections: Mapping[fx.Node, Projection]) -> None:
+        self.projections = projections
+        self.known: dict[fx.Node, dict[fx.Node, Tensor]] = {}
+
+    def of(self, node: object) -> dict[fx.Node, Tensor]:
+        """Channels of the projections that reach a node without passing through another projection."""
+        if not isinstance(node, fx.Node) or node.op != "call_function":
+            return {}
+        if node not in self.known:
+            self.known[node] = {}  # a value under construction is made of nothing: graphs have no cycles
+            self.known[node] = self.work_out(node)
+        return self.known[node]
+
+    def work_out(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """One step."""
+        if node in self.projections:
+            sizes = shape(node)
+            return {node: torch.arange(sizes[-1]).expand(sizes)}
+        name = operator_name(node)
+        if name == "getitem" and operator_name(node.args[0]) in SPLITS:  # type: ignore[arg-type]
+            source: Any = node.args[0]
+            pieces = {origin: rerun(source, index) for origin, index in self.of(source.args[0]).items()}
+            return {origin: piece[node.args[1]] for origin, piece in pieces.items()}
+        if not is_tensor(node):
+            return {}
+        if name in MOVES:
+            return {origin: rerun(node, index) for origin, index in self.of(node.args[0]).items()}
+        if name in ("cat", "stack"):
+            return self.joined(node)
+        if name in POINTWISE:
+            return self.spread(node)
+        return {}
+
+    def joined(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Channels of a concatenation, part by part."""
+        parts: Any = node.args[0]
+        each = [self.of(part) for part in parts]
+        result = {}
+        for origin in dict.fromkeys(origin for channels in each for origin in channels):
+            filled = [
+                channels.get(origin, torch.full(shape(part), -1)) for channels, part in zip(each, parts, strict=True)
+            ]
+            result[origin] = node.target(filled, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        return result
+
+    def spread(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Channels of an elementwise operation: those of its operands, where they stand."""
+        sizes = shape(node)
+        result: dict[fx.Node, Tensor] = {}
+        for source in node.all_input_nodes:
+            if not is_tensor(source):
+                continue
+            for origin, index in self.of(source).items():
+                broadcast = index.expand(sizes)
+                if origin in result:
+                    broadcast = torch.where(result[origin] < 0, broadcast, result[origin])
+                result[origin] = broadcast
+        return result
+
+
+def rerun(node: fx.Node, index: Tensor) -> Any:
+    """Do to channel numbers what a node does to its input, at the sizes of the trace."""
+
+    def concrete(arg: fx.Node) -> Any:
+        if arg is node.args[0]:
+            return index
+        seen = value(arg)
+        return hint(seen) if isinstance(seen, (int, torch.SymInt)) else torch.zeros(shape(arg))
+
+    if operator_name(node) in ("to", "contiguous", "clone", "alias", "detach"):
+        return index
+    if operator_name(node) in ("view", "_unsafe_view"):
+        return index.reshape(shape(node))
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), concrete)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def rows_of(index: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
+    """The channel numbers of an index as ranges; None where they are all of them."""
+    numbers = torch.unique(index)
+    numbers = numbers[numbers >= 0]
+    if len(numbers) == d_out:
+        return None
+    breaks = (numbers[1:] - numbers[:-1] != 1).nonzero().flatten().tolist()
+    starts = [0, *[position + 1 for position in breaks]]
+    stops = [*[position + 1 for position in breaks], len(numbers)]
+    return tuple((int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
+
+
+def downstream(node: fx.Node, projections: Mapping[fx.Node, Projection]) -> list[fx.Node]:
+    """The projections that read a value first, through data movement and elementwise operations."""
+    found: list[fx.Node] = []
+    queue, seen = [node], {node}
+    while queue:
+        current = queue.pop(0)
+        for user in current.users:
+            if user in projections:
+                if projections[user].x is current and user not in found:
+                    found.append(user)
+            elif user not in seen and (operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem):
+                seen.add(user)
+                queue.append(user)
+        if found:
+            break
+    return found

@@ -1,0 +1,47 @@
+"""Runs the small part of a graph that computes masks and positions, at sizes of the caller's choice, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from peftc.graph.reading import value
+
+
+def ones_for(placeholder: fx.Node, batch: int, length: int) -> Tensor:
+    """Ones in the shape of an input: a symbolic first dimension is the batch, other symbolic ones the length."""
+    seen = value(placeholder)
+    sizes = [
+        size if isinstance(size, int) else (batch if dimension == 0 else length)
+        for dimension, size in enumerate(seen.shape)
+    ]
+    return torch.ones(sizes, dtype=seen.dtype)
+
+
+def evaluate(target: fx.Node, nodes: Set[fx.Node], sizes: tuple[int, int], state: Callable[[str], Tensor]) -> Tensor:
+    """The value of `target` for inputs of ones of (batch, length) `sizes`.
+
+    Args:
+        target: a node that makes a tensor.
+        nodes: the node and all it is computed from.
+        sizes: batch and length.
+        state: gives the parameter, buffer or constant of a path.
+    """
+    env: dict[fx.Node, Any] = {}
+    for node in target.graph.nodes:
+        if node not in nodes:
+            continue
+        if node.op == "placeholder":
+            env[node] = ones_for(node, *sizes)
+        elif node.op == "get_attr":
+            env[node] = state(str(node.target)).detach().cpu()
+        else:
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
+            here = {key: torch.device("cpu") if key == "device" and item else item for key, item in kwargs.items()}
+            env[node] = node.target(*args, **here)
+    result = env[target]
+    assert isinstance(result, Tensor)
+    return result

@@ -1,0 +1,227 @@
+"""Makes the plan: for every rule, every site of its roles is either an application or a skip with its reason."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from peftc.analyse import Analysis, Site
+from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
+from peftc.lang import Bound, Rule, Section, is_on, signature, unmet
+from peftc.lang.roles import OTHER, ROLES
+from peftc.lang.scope import expressions
+from peftc.match.ordering import order
+from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def make_plan(
+    bounds: Sequence[Bound], analysis: Analysis, root: nn.Module, defaults: Iterable[Bound] = (), budget: int | None = None
+) -> Plan:
+    """Match rules to the sites of a model.
+
+    Args:
+        bounds: the rules the user asked for.
+        defaults: rules that act unless told otherwise; one that matches nothing is no error.
+        budget: largest number of new parameters; the model's own number (at least 50 million) if None.
+
+    Raises:
+        UnknownPartError: a part that no site of this model has.
+        NoMatchError: a rule that matches nothing.
+        ConflictError: rules that cannot act together.
+        BudgetError: more new parameters than the budget.
+    """
+    asked = {bound.label for bound in bounds}
+    added = [bound for bound in defaults if bound.rule.name not in {other.rule.name for other in bounds}]
+    rules = order([*bounds, *added])
+    sizes = {name: parameter.numel() for name, parameter in root.named_parameters() if HOME not in name.split(".")}
+    matcher = Matcher(analysis, root)
+    for bound in rules:
+        matcher.match(bound, required=bound.label in asked)
+    notes = [
+        f"{bound.label} acts by default: {bound.rule.summary}"
+        for bound in added
+        if any(each.rule == bound.label for each in matcher.applications)
+    ]
+    if analysis.unread:
+        notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
+    acting = {each.rule for each in matcher.applications}
+    plan = Plan(
+        tuple(bound for bound in rules if bound.label in acting),
+        analysis.sites,
+        tuple(matcher.applications),
+        tuple(matcher.skips),
+        sizes,
+        analysis.unread,
+        tuple(notes),
+    )
+    refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
+    return plan
+
+
+def refuse_runaway(plan: Plan, budget: int) -> None:
+    """Raise if the plan adds more parameters than allowed; nothing has been made yet."""
+    count = sum(parameter.count for parameter in plan.new_parameters)
+    if count > budget:
+        largest = max(plan.new_parameters, key=lambda parameter: parameter.count)
+        raise BudgetError(
+            f"these rules would add {count:,} parameters; the budget is {budget:,}",
+            detail=(f"the largest is {largest.path} {list(largest.shape)}",),
+            hint="make the rule's options smaller, or give a larger budget",
+        )
+
+
+class Matcher:
+    """Goes through rules in order and gathers applications and skips."""
+
+    def __init__(self, analysis: Analysis, root: nn.Module) -> None:
+        self.analysis, self.root = analysis, root
+        self.applications: list[Application] = []
+        self.skips: list[Skip] = []
+
+    def match(self, bound: Bound, required: bool) -> None:
+        """Add every application and skip of one rule."""
+        if required:
+            self.refuse_unknown_parts(bound)
+        before = len(self.applications)
+        for number, section in enumerate(bound.rule.sections):
+            if not is_on(bound.rule, section, bound.options):
+                continue
+            sites = [site for site in self.analysis.sites if site.role in section.match.role]
+            chosen = []
+            for site in sites:
+                reason = self.reason_against(bound, section, site)
+                if reason is None:
+                    chosen.append(site)
+                else:
+                    self.skips.append(Skip(bound.label, site, reason))
+            for site in chosen:
+                self.apply(bound, number, section, site, chosen)
+        if required and len(self.applications) == before:
+            raise self.nothing(bound)
+
+    def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
+        """Why a section leaves a site out, or None."""
+        own = section is bound.rule
+        parts = bound.parts_of(section)
+        if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
+            said = ", ".join(selector.text for selector in parts)
+            return f"part {site.part or OTHER} is not among {said}"
+        if own and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
+            return f"path does not match {bound.path_glob}"
+        if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
+            where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
+            return f"{where}, not in {bound.layers.text}"
+        missing = missing_ports(bound.rule, section, site)
+        if missing:
+            return f"it has no {', '.join(missing)}"
+        return unmet(bound.rule, section, bound.options, signature(section, site.role).sizes_at(site.sizes))
+
+    def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
+        """Add one application, or the skip that says why there is nothing to do."""
+        trains = {port: site.weights[port] for port in section.train if port in site.weights}
+        inserted: dict[str, str] = {}
+        parameters = list(self.new_parameters(bound, section, site, number))
+        for port, train in section.train.items():
+            if port in trains:
+                continue
+            policy = str(bound.options[train.insert]) if train.insert else "never"
+            bare = not any(port in other.weights for other in chosen)
+            if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
+                path = f"{self.home(bound, site, number)}.{port}"
+                parameters.append(NewParameter(port, path, ("d_out",), (site.sizes["d_out"],), "zeros", {}))
+                inserted[port] = port
+        if section.train and site.rows is not None and trains:
+            self.skips.append(Skip(bound.label, site, "its weight is shared with other parts and cannot be trained alone"))
+            return
+        taken = {path for each in self.applications for path in each.trains.values()}
+        if section.train and trains and set(trains.values()) <= taken and not parameters:
+            other = next(each.rule for each in self.applications if set(each.trains.values()) & set(trains.values()))
+            self.skips.append(Skip(bound.label, site, f"{other} trains it already"))
+            return
+        if not (trains or parameters or section.rewrite):
+            self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}"))
+            return
+        self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
+
+    def new_parameters(self, bound: Bound, section: Section, site: Site, number: int) -> Iterable[NewParameter]:
+        """The parameters that a section makes at a site."""
+        known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
+        for name, parameter in section.parameters.items():
+            shape = tuple(
+                dimension.size if isinstance(dimension.size, int) else int(known[dimension.size])
+                for dimension in parameter.dimensions
+            )
+            yield NewParameter(
+                name,
+                f"{self.home(bound, site, number)}.{name}",
+                parameter.named,
+                shape,
+                parameter.initial.law,
+                parameter.initial.resolve(bound.options),
+                parameter.dtype,
+                parameter.trainable,
+            )
+
+    def home(self, bound: Bound, site: Site, number: int) -> str:
+        """Where a rule's parameters live: beside the site's owner, never inside a container that runs its children."""
+        owner, rest = site.path, [site.part or (OTHER if site.role == "linear" else site.role)]
+        while owner and isinstance(self.root.get_submodule(owner), CONTAINERS):
+            owner, _, last = owner.rpartition(".")
+            rest.insert(0, last)
+        if number:
+            rest.append(str(number))
+        return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])
+
+    def refuse_unknown_parts(self, bound: Bound) -> None:
+        """Raise if the user named a part that no site of the model has, even when another one matched."""
+        sites = [site for site in self.analysis.sites if site.role in bound.rule.match.role]
+        for selector in bound.parts:
+            if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
+                continue
+            there = sorted({f"{site.scope}.{site.part}" if site.scope else site.part or OTHER for site in sites})
+            raise UnknownPartError(
+                f"{bound.label}: this model has no part {selector.text!r}",
+                hint=f"it has: {', '.join(there)}" if there else f"it has no {' or '.join(bound.rule.match.role)} at all",
+            )
+
+    def nothing(self, bound: Bound) -> MatchError:
+        """The error for a rule that matches nothing, with the nearest candidates."""
+        skipped = [skip for skip in self.skips if skip.rule == bound.label]
+        role = " or ".join(bound.rule.match.role)
+        if not skipped:
+            there = ", ".join(sorted({site.role for site in self.analysis.sites}))
+            return NoMatchError(f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}")
+        if bound.path_glob is not None:
+            paths = sorted({skip.site.path for skip in skipped})
+            near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
+            return NoMatchError(
+                f"{bound.label} matches nothing: no {role} has a path like {bound.path_glob}",
+                hint=f"nearest: {', '.join(near)}",
+            )
+        parts = bound.parts_of(bound.rule)
+        close = [skip for skip in skipped if not parts or any(s.accepts(skip.site.role, skip.site.part) for s in parts)]
+        reasons: dict[str, list[Site]] = {}
+        for skip in close or skipped:
+            reasons.setdefault(skip.reason, []).append(skip.site)
+        detail = [f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()]
+        return NoMatchError(
+            f"{bound.label} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
+            detail=tuple(detail[:6]),
+            hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
+        )
+
+
+def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
+    """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
+    ports = ROLES[site.role].ports
+    names: set[str] = {name for expression in expressions(rule, section).values() for name in expression.names}
+    needed = [port for name, port in ports.items() if name in names]
+    absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
+    if "h" in names and "h" in ports and "d_model" not in site.sizes:
+        absent.append("h")
+    return absent

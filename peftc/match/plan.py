@@ -1,0 +1,154 @@
+"""The plan: pure data that says what will be done to a model. It can be printed, compared, hashed and saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from peftc.analyse.site import Site
+from peftc.lang import Bound, Section
+
+ADAPTER = "default"  # the name of a compiled module's first adapter
+HOME = "peftc"  # the submodule of a site's owner that holds what rules add to it
+
+
+@dataclass(frozen=True)
+class NewParameter:
+    """A tensor that a rule adds.
+
+    Attributes:
+        name: its name in the rule.
+        path: its path in the model.
+        axes, shape: its axes, and their sizes.
+        law, settings: how it starts.
+        dtype: its dtype by name; None for that of the model around it.
+        trainable: whether it trains.
+    """
+
+    name: str
+    path: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    law: str
+    settings: Mapping[str, float] = field(hash=False)
+    dtype: str | None = None
+    trainable: bool = True
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Application:
+    """One section of one rule at one site.
+
+    Attributes:
+        rule: label of the rule in this plan.
+        section: 0 for the rule's own section, then those under `also`.
+        site: where.
+        parameters: what is added.
+        trains: weight port → path of a parameter of the model that becomes trainable.
+        inserted: weight port → name of the added zero parameter that stands in for a missing one.
+    """
+
+    rule: str
+    section: int
+    site: Site
+    parameters: tuple[NewParameter, ...] = ()
+    trains: Mapping[str, str] = field(default_factory=dict, hash=False)
+    inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A site that a rule leaves out, and why."""
+
+    rule: str
+    site: Site
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that compiling will do.
+
+    Attributes:
+        rules: the rules in the order in which they act.
+        sites: every site of the model.
+        applications, skips: what each rule does with each site of its roles.
+        sizes: parameter path → number of elements, of the model as it came.
+        unread: parameters of the model that no output depends on.
+        notes: what else a person should know, a line each.
+    """
+
+    rules: tuple[Bound, ...]
+    sites: tuple[Site, ...]
+    applications: tuple[Application, ...]
+    skips: tuple[Skip, ...]
+    sizes: Mapping[str, int] = field(hash=False)
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def bound(self, label: str) -> Bound:
+        """The rule of a label."""
+        return next(bound for bound in self.rules if bound.label == label)
+
+    def section(self, application: Application) -> Section:
+        """The section of its rule that an application puts in."""
+        return self.bound(application.rule).rule.sections[application.section]
+
+    def of(self, label: str) -> Iterator[Application]:
+        """The applications of one rule."""
+        return (application for application in self.applications if application.rule == label)
+
+    @cached_property
+    def new_parameters(self) -> tuple[NewParameter, ...]:
+        """Every parameter that is added."""
+        return tuple(parameter for application in self.applications for parameter in application.parameters)
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """Paths of the model's own parameters that become trainable, each once."""
+        return tuple(dict.fromkeys(path for each in self.applications for path in each.trains.values()))
+
+    @property
+    def trainable_count(self) -> int:
+        """Number of trainable elements."""
+        new = sum(parameter.count for parameter in self.new_parameters if parameter.trainable)
+        return new + sum(self.sizes[path] for path in self.trained)
+
+    @property
+    def total_count(self) -> int:
+        """Number of elements of the compiled model."""
+        return sum(self.sizes.values()) + sum(parameter.count for parameter in self.new_parameters)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the plan does, as JSON can hold it."""
+        return {
+            "rules": [{"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options)} for bound in self.rules],
+            "applications": [
+                {
+                    "rule": each.rule,
+                    "section": each.section,
+                    "role": each.site.role,
+                    "site": each.site.id,
+                    "sizes": dict(each.site.sizes),
+                    "parameters": {parameter.path: list(parameter.shape) for parameter in each.parameters},
+                    "trains": {path: self.sizes[path] for path in each.trains.values()},
+                }
+                for each in self.applications
+            ],
+        }
+
+    @property
+    def digest(self) -> str:
+        """A hash of what the plan does: equal digests fit the same adapter tensors."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
