@@ -96,6 +96,11 @@ def meet(left: Axes, right: Axes) -> Axes:
     Leading axes without names (`*`) cannot be lined up with named ones: one side's axes must then hold the
     other's.
     """
+    if ANY in left and ANY in right and (apart := set(left) ^ set(right)):
+        message = (
+            f"{show(left)} and {show(right)} cannot be lined up: only one has {', '.join(sorted(apart))}"
+        )
+        raise AxesError(message)
     for one, other in ((left, right), (right, left)):
         if ANY in one and not set(other) <= set(one):
             raise AxesError(

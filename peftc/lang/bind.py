@@ -73,7 +73,7 @@ class Bound:
         given = flat.get("options", {})
         if not isinstance(given, Mapping):
             raise SpecError("the options of a stored rule must be a mapping", where=name)
-        return replace(request.bound(rule, given, fields), label=str(flat.get("label") or rule.name))
+        return replace(request.bound(rule, given, fields), label=_label(flat.get("label", rule.name)))
 
 
 def flatten(bound: Bound) -> dict[str, Any]:
@@ -173,10 +173,14 @@ def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
         if key not in ("rule", "label", "part", "layers", "path")
     }
     bound = request.bound(base.rule, options, fields)
-    label = given.get("label", bound.label)
-    if not isinstance(label, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", label) or "__" in label:
+    return replace(bound, label=_label(given.get("label", bound.label)))
+
+
+def _label(label: object) -> str:
+    """A label names parameters and files, so it is a plain word."""
+    if not isinstance(label, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,50}", label) or "__" in label:
         raise SpecError(f"{label!r} is no label", hint="a label is small letters, digits and single _")
-    return replace(bound, label=label)
+    return label
 
 
 class _Request:
@@ -189,11 +193,10 @@ class _Request:
 
     def fail(self, kind: type[SpecError], key: str, message: str, hint: str | None = None) -> SpecError:
         """An error about one piece."""
+        where = "rule spec" if self.is_spec else "rule mapping"
         if span := self.spans.get(key):
-            return kind(
-                message, where="rule spec", detail=carets(self.text, span.start, span.stop), hint=hint
-            )
-        return kind(message, where="rule spec", detail=(self.text,) if self.text else (), hint=hint)
+            return kind(message, where=where, detail=carets(self.text, span.start, span.stop), hint=hint)
+        return kind(message, where=where, detail=(self.text,) if self.text else (), hint=hint)
 
     def bound(self, rule: Rule, given: Mapping[str, object], fields: Mapping[str, object]) -> Bound:
         """The rule with these options, parts, layers and path."""

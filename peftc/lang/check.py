@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from peftc.errors import instead
-from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes, read_dimensions, show
+from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes, read_dimensions
 from peftc.lang.codes import fault
 from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
@@ -133,8 +133,8 @@ class _SectionCheck:
     def run(self) -> set[str]:
         """Check everything; the names that were read come back."""
         self._check_match()
-        signatures = [signature(self.section, role) for role in self.section.match.role]
         self._check_values()
+        signatures = [signature(self.section, role) for role in self.section.match.role]
         self._check_names(signatures)
         self._check_parameters(signatures)
         self._check_where(signatures)
@@ -161,7 +161,8 @@ class _SectionCheck:
         words = known_words(match.role)
         for part in match.part:
             if part.rpartition(".")[2] not in words:
-                message = f"{' and '.join(match.role)} have no part {part!r}"
+                has = "has" if len(match.role) == 1 else "have"
+                message = f"{' and '.join(match.role)} {has} no part {part!r}"
                 raise fault("R024", self._place("match", "part"), message, hint=instead(part, words))
         if not (self.section.rewrite or self.section.train):
             key = "merge" if self.section.merge else "match"
@@ -374,7 +375,7 @@ class _SectionCheck:
                         message = f"{axis!r} becomes {length} long at {port}, and is {there} at {other}"
                         raise fault(
                             "R040", self._place("rewrite", port), message, text=self.section.rewrite[port],
-                            hint=f"these share the axis: {', '.join(sharing)} {show(role.ports[port])}",
+                            hint=f"these share the axis: {', '.join(sharing)}",
                         )  # fmt: skip
 
     def _check_used(self) -> None:

@@ -43,9 +43,9 @@ class Source:
         if named[-1].isdigit():
             *head, last = named[:-1]
             return Place(
-                self.file, ".".join(head), f"{last}[{named[-1]}]" if head else last, self._line(named)
+                self.file, _spoken(head), f"{last}[{named[-1]}]" if head else last, self._line(named)
             )
-        return Place(self.file, ".".join(named[:-1]), named[-1], self._line(named))
+        return Place(self.file, _spoken(named[:-1]), named[-1], self._line(named))
 
     def _line(self, keys: list[str]) -> int | None:
         """The line of the longest beginning of `keys` that the text spells."""
@@ -75,6 +75,11 @@ class Source:
                 inner = re.findall(r"[{,]\s*([A-Za-z0-9_]+)\s*=", inline)
                 entries += [(number, [*section, *_split(entry[1]), key]) for key in inner]
         return entries
+
+
+def _spoken(keys: list[str]) -> str:
+    """`let`, or `also[0].match`."""
+    return "".join(f"[{key}]" if key.isdigit() else f".{key}" for key in keys).lstrip(".")
 
 
 def _split(dotted: str) -> list[str]:

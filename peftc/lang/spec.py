@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from peftc.errors import SpecError, carets
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}(?=[:@(]|\s*\Z)")
-_PATH = re.compile(r".*?\.toml(?=[:@(]|\s*\Z)")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}(?=\s*(?:[:@(]|\Z))")
+_PATH = re.compile(r".*?\.toml(?=\s*(?:[:@(]|\Z))")
 _RANGE = re.compile(r"(\d{1,6})?(-)?(\d{1,6})?\Z")
 _OPTION = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=\s*")
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^,()\"'\s][^,()\"']*?(?=\s*[,)]|\s*\Z)")

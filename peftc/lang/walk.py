@@ -110,11 +110,11 @@ class Walk:
             raise self._fault("R031", node, str(error)) from None
 
     def _fold(self, node: ast.AST, sign: Sign, left: object, right: object) -> object:
+        if sign == "/" and isinstance(right, (int, float)) and right == 0:
+            raise self._fault("R045", node, "this divides by zero")
         if isinstance(left, Unknown) or isinstance(right, Unknown):
             return Unknown("?")
         one, other = cast("float", left), cast("float", right)
-        if sign == "/" and other == 0:
-            raise self._fault("R045", node, f"{one} is divided by {other}")
         value = {"+": one + other, "-": one - other, "*": one * other, "/": one / other if other else 0}[sign]
         if not math.isfinite(value) or abs(value) >= LARGEST:
             raise self._fault("R045", node, "this number is too large")

@@ -1,0 +1,31 @@
+"""Golden text for every test: `golden(name, text)` compares with a file, `pytest --accept` writes it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--accept`: golden files are written from what the tests saw, for a reviewer to read the difference."""
+    parser.addoption("--accept", action="store_true", help="rewrite golden files")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with `tests/golden/<name>`."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        text = text.rstrip("\n") + "\n"
+        if request.config.getoption("--accept"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"there is no golden file {name}; write it with pytest --accept"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare

@@ -1,0 +1,139 @@
+"""Every code of a rule error, raised once, its message word for word in a golden file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from peftc.errors import RuleError
+from peftc.lang import CODES, Library, check, default_library, read_text
+
+LORA = (default_library().folders[0] / "lora.toml").read_text()
+PREFIX = (default_library().folders[0] / "prefix.toml").read_text()
+BITFIT = (default_library().folders[0] / "bitfit.toml").read_text()
+
+Case = tuple[str, str, tuple[tuple[str, str], ...]]
+
+
+def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
+    return code, base, changes
+
+
+SCALE = 'scale = "alpha / rank"'
+DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
+DEEP = f'scale = "{"-" * 40}rank"'
+
+CASES = [
+    case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
+    case("R002", LORA, ('"lora"', '"lora')),
+    case("R003", LORA, ("min = 1, ", "mni = 1, ")),
+    case("R003", LORA, ("[merge]", "[marge]")),
+    case("R003", PREFIX, ("\nrewrite =", "\nrewrit =")),
+    case("R004", LORA, ('role   = "linear"', "")),
+    case("R005", LORA, ("format    = 1", 'format    = "1"')),
+    case("R005", LORA, ("min = 1, ", 'min = "1", ')),
+    case("R005", LORA, ('name      = "lora"', 'name      = "../lora"')),
+    case("R006", LORA, (SCALE, f'scale = "rank{" + rank" * 100}"')),
+    case("R007", LORA, (SCALE, 'scale = "alpha / "')),
+    case("R007", LORA, (SCALE, 'scale = "1if rank"')),
+    case("R008", LORA, (SCALE, 'scale = "9 ** 9 ** 9"')),
+    case("R008", LORA, (SCALE, "scale = \"__import__('os').system('id')\"")),
+    case("R008", LORA, (SCALE, 'scale = "x.__class__"')),
+    case("R008", LORA, (SCALE, 'scale = "(lambda: 1)()"')),
+    case("R008", LORA, (SCALE, 'scale = "[i for i in x]"')),
+    case("R008", LORA, (SCALE, 'scale = "rank < 3"')),
+    case("R008", LORA, (SCALE, 'scale = "dropout(x, **y)"')),
+    case("R008", LORA, ('"rank < d_in"', '"f(rank) < d_in"')),
+    case("R009", LORA, (SCALE, DEEP)),
+    case("R010", LORA, ('"rank d_in"', '"rank Rank"')),
+    case("R010", LORA, ('x = "* d_in"', 'x = "d_in *"')),
+    case("R010", LORA, ('"rank d_in"', '"* d_in"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"kaiming"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal(sdt=0.02)"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal"')),
+    case("R011", LORA, ('"d_out rank"', '"d_out"'), ('"zeros"', '"orthogonal"')),
+    case("R020", LORA, ("drop  =", "d_in  =")),
+    case("R020", LORA, ("A = {", "lambda = {")),
+    case("R021", LORA, ("min = 1, ", "min = 9, ")),
+    case("R021", BITFIT, ('default = "auto"', 'default = "sometimes"')),
+    case("R022", LORA, ('shorthand = "part"', 'shorthand = "rnk"')),
+    case("R023", LORA, ('"linear"', '"liner"')),
+    case("R024", LORA, ('["q", "v"]', '["query"]')),
+    case("R025", LORA, ('values = { x = "* d_in",', 'values = { z = "* d_in",')),
+    case("R026", LORA, ('W = "d_out d_in"', 'W = "d_out"')),
+    case("R027", LORA, ('"rank < d_in"', '"rank < batch"')),
+    case("R027", PREFIX, ("'shift'\"", "'shfit'\"")),
+    case("R028", LORA, ("p=drop", "p=drp")),
+    case("R028", LORA, ('"kaiming_uniform"', '"normal(std=sigma)"')),
+    case("R029", LORA, ("dropout(", "dropuot(")),
+    case("R030", LORA, ("p=drop", "q=drop")),
+    case("R030", LORA, ("x, p=drop", "x, x, p=drop")),
+    case("R030", LORA, (", p=drop", "")),
+    case("R030", LORA, ("p=drop", "p=2")),
+    case("R030", LORA, ("dropout(x,", "dropout(rank,")),
+    case("R031", LORA, ("@ A @ B", "@ B @ A")),
+    case("R031", LORA, ('"y + delta"', '"x + delta"')),
+    case("R031", PREFIX, ('P_k = { axes = "kv_heads keys', 'P_k = { axes = "kv_heads tokens')),
+    case("R031", PREFIX, ('k_prefix = "P_k"', 'k_prefix = "P_k + k"')),
+    case("R032", LORA, ('"rank d_in"', '"rank d_im"')),
+    case("R032", LORA, ("default = 8,    min = 1,", "default = 8,")),
+    case("R033", PREFIX, ('P_k = { axes = "kv_heads keys=length', 'P_k = { axes = "kv_heads keys')),
+    case("R034", LORA, ("[let]", 'C = { axes = "rank", init = "ones" }\n\n[let]')),
+    case("R035", LORA, (SCALE, f'{SCALE}\nidle = "rank"')),
+    case("R036", LORA, ("x, p=drop", "x, p=0.1")),
+    case("R037", LORA, (SCALE, 'scale = "delta / rank"')),
+    case("R038", LORA, ('y = "y + delta"', 'W = "W + delta"')),
+    case("R039", LORA, ('"y + delta"', '"x @ A"')),
+    case("R039", LORA, ('"y + delta"', '"rank"')),
+    case("R040", PREFIX, ("mask = \"see", "# mask = \"see")),
+    case("R040", PREFIX, ("see_prefix(mask, length", "see_prefix(mask, 3")),
+    case("R041", LORA, ('W = "W + scale', 'x = "W + scale')),
+    case("R041", LORA, ('[rewrite]\ny = "y + delta"', "")),
+    case("R042", BITFIT, ("b = {", "y = {")),
+    case("R043", BITFIT, ('"always"]', '"often"]')),
+    case("R044", BITFIT, ('b = { insert = "insert" }', "")),
+    case("R045", LORA, (SCALE, 'scale = "rank * alpha / (3 - 3)"')),
+    case("R045", LORA, (SCALE, f'scale = "1{"0" * 30}"')),
+    case("R046", LORA, ('[options]', 'before = "lora"\n\n[options]')),
+]  # fmt: skip
+
+
+def refusal(text: str) -> RuleError:
+    with pytest.raises(RuleError) as caught:
+        check(read_text(text, "rule.toml"))
+    return caught.value
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+def test_each_fault_has_its_code(index: int) -> None:
+    code, text, changes = CASES[index]
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    assert refusal(text).code == code
+
+
+def test_messages(golden: Callable[[str, str], None]) -> None:
+    told = []
+    for _, base, changes in CASES:
+        text = base
+        for old, new in changes:
+            text = text.replace(old, new)
+        shown = [f"- {old}\n+ {new}" if len(new) < 200 else f"- {old}\n+ …" for old, new in changes]
+        told.append("\n".join([*shown, str(refusal(text))]))
+    golden("lang/rule_errors.txt", "\n\n".join(told))
+
+
+def test_every_code_is_raised_here() -> None:
+    assert {code for code, _, _ in CASES} | {"R047"} == set(CODES)
+
+
+def test_a_rule_is_named_as_its_file(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    (folder / "other.toml").write_text(LORA)
+    with pytest.raises(RuleError) as caught:
+        Library((folder,)).rule("other")
+    assert caught.value.code == "R047"

@@ -1,0 +1,155 @@
+"""The grammar of rule specs, what they bind to, and every way they are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftc.errors import (
+    OptionValueError,
+    PeftcError,
+    RuleError,
+    SpecError,
+    UnknownOptionError,
+    UnknownRuleError,
+)
+from peftc.lang import Bound, bind, bind_all, default_library, flatten, read_layers
+
+LORA_FILE = default_library().folders[0] / "lora.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "parts", "layers", "path"),
+    [
+        ("lora", {}, [], None, None),
+        ("lora:q,v", {}, ["q", "v"], None, None),
+        (" lora : q , v ", {}, ["q", "v"], None, None),
+        ("lora:attention(rank=16)@4-11", {"rank": 16}, ["attention"], "4-11", None),
+        ("lora:attention@4-11(rank=16)", {"rank": 16}, ["attention"], "4-11", None),
+        ("lora(rank=4, alpha=8, drop=1e-1)", {"rank": 4, "alpha": 8.0, "drop": 0.1}, [], None, None),
+        ("lora()", {}, [], None, None),
+        ("lora:decoder.q,cross.v", {}, ["decoder.q", "cross.v"], None, None),
+        ("lora:all-linear@0,3,5-7", {}, ["all-linear"], "0,3,5-7", None),
+        ("lora:path=*.out_proj@6-", {}, [], "6-", "*.out_proj"),
+        ("prefix:20", {"length": 20}, [], None, None),
+        ("prefix(positions='shift')", {"positions": "shift"}, [], None, None),
+        ("bitfit:norm,q(insert=always)", {"insert": "always"}, ["norm", "q"], None, None),
+        (f"{LORA_FILE}:q(rank=2)", {"rank": 2}, ["q"], None, None),
+    ],
+)
+def test_reads(
+    text: str, options: dict[str, Any], parts: list[str], layers: str | None, path: str | None
+) -> None:
+    bound = bind(text)
+    defaults = {name: option.default for name, option in bound.rule.options.items()}
+    assert bound.options == {**defaults, **options}
+    assert [selector.text for selector in bound.parts] == parts
+    assert (bound.layers.text if bound.layers else None) == layers
+    assert bound.path_glob == path
+
+
+REFUSED = [
+    "", "Lora", "lorra", "lora:", "lora:qq", "lora:left.q", "lora:q,,v", "lora:q v", "lora@x", "lora@7-4",
+    "lora@3@4", "lora()()", "lora(rank=4", "lora(rank)", "lora(rank=)", "lora(rank=4 alpha=3)", "lora(rnk=4)",
+    "lora(rank=0)", "lora(rank=4.5)", "lora(rank='4')", "lora(alpha=nan)", "lora(alpha=1e400)",
+    "lora(drop=2)", "lora(rank=4,rank=5)", "lora(rank=4)x", "prefix:abc", "prefix:5(length=6)",
+    "prefix(positions=shfit)", "full:3", "lora:path=", "lora:path=a b", "missing/rule.toml", "lora[q]", "lora-q",
+]  # fmt: skip
+
+
+def refused(given: Any) -> PeftcError:
+    with pytest.raises(PeftcError) as caught:
+        bind(given)
+    return caught.value
+
+
+def test_refusals(golden: Callable[[str, str], None]) -> None:
+    told = [f"{type(error := refused(text)).__name__}: {error}" for text in REFUSED]
+    golden("lang/spec_errors.txt", "\n\n".join(told))
+
+
+def test_kinds_of_refusal() -> None:
+    assert isinstance(refused("lorra"), UnknownRuleError)
+    assert isinstance(refused("lora(rnk=4)"), UnknownOptionError)
+    assert isinstance(refused("lora(rank=0)"), OptionValueError)
+    assert isinstance(refused("lora@x"), SpecError)
+
+
+MAPPINGS: list[Any] = [
+    {}, {"rule": 3}, {"rule": "lora", "rnk": 3}, {"rule": "lora", "rank": True}, {"rule": "lora", "part": 3},
+    {"rule": "lora", "part": ["qq"]}, {"rule": "lora", "layers": 1.5}, {"rule": "lora", "label": "a.b"},
+    {"rule": "lora", "path": 3}, 3,
+]  # fmt: skip
+
+
+def test_refused_mappings(golden: Callable[[str, str], None]) -> None:
+    golden("lang/mapping_errors.txt", "\n\n".join(str(refused(given)) for given in MAPPINGS))
+
+
+def test_mapping_and_spec_say_the_same() -> None:
+    spec = bind("lora:q@0-3(rank=4)")
+    for given in (
+        {"rule": "lora", "part": ["q"], "rank": 4, "layers": "0-3"},
+        {"rule": LORA_FILE, "part": "q", "rank": 4, "layers": "0-3"},
+        {"rule": spec.rule, "part": "q", "rank": 4, "layers": "0-3"},
+    ):
+        assert bind(given) == spec
+    assert bind({"rule": "lora", "layers": [0, 2]}).layers == read_layers("0,2")
+    assert bind(Path(LORA_FILE)) == bind("lora") == bind(spec.rule)
+
+
+def test_labels_are_unique() -> None:
+    labels = [
+        bound.label for bound in bind_all(["lora", "lora:q", {"rule": "lora", "label": "lora_2"}, "full"])
+    ]
+    assert labels == ["lora", "lora_2", "lora_2_2", "full"]
+    assert [bound.label for bound in bind_all("lora")] == ["lora"]
+
+
+@pytest.mark.parametrize(
+    "text", ["lora:q,v@1-(rank=3)", "prefix:7(positions=shift)", "lora:path=*.x", "head"]
+)
+def test_survives_storage(text: str) -> None:
+    (bound,) = bind_all([text])
+    again = Bound.from_flat(json.loads(json.dumps(flatten(bound))))
+    assert again == bound
+
+
+def test_a_stored_rule_is_proved_again() -> None:
+    flat = flatten(bind("lora"))
+    with pytest.raises(OptionValueError):
+        Bound.from_flat({**flat, "options": {"rank": -1}})
+    with pytest.raises(RuleError):
+        Bound.from_flat({**flat, "rule": {**flat["rule"], "rewrite": {"y": "y + nothing"}}})
+    for wrong in ({}, {**flat, "label": "../x"}, {**flat, "options": 3}, {**flat, "part": 3}):
+        with pytest.raises(SpecError):
+            Bound.from_flat(wrong)
+
+
+def test_layers() -> None:
+    assert [layer for layer in range(10) if layer in read_layers("0,3,5-7")] == [0, 3, 5, 6, 7]
+    assert [layer for layer in range(10) if layer in read_layers("-2,8-")] == [0, 1, 2, 8, 9]
+    assert None not in read_layers("0-")
+
+
+def test_parts_choose_sites() -> None:
+    bound = bind("lora:attention,decoder.up")
+    attention, up = bound.parts_of(bound.rule)
+    assert attention.accepts("linear", "o", "encoder")
+    assert not attention.accepts("linear", "up", "decoder")
+    assert up.accepts("linear", "up", "decoder")
+    assert not up.accepts("linear", "up", "encoder")
+    assert [selector.text for selector in bind("lora").parts_of(bind("lora").rule)] == ["q", "v"]
+    everything = bind("lora:all-linear").parts[0]
+    assert everything.accepts("linear", "")
+    assert not everything.accepts("linear", "head")
+
+
+def test_parts_are_for_the_main_section() -> None:
+    bound = bind({"rule": "prefix", "part": "decoder.attention"})
+    assert [selector.text for selector in bound.parts_of(bound.rule)] == ["decoder.attention"]
+    assert bound.parts_of(bound.rule.also[0]) == ()
