@@ -15,7 +15,7 @@ from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.site import Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
-from peftc.graph.reading import argument, is_call, is_tensor, module_path, operator_name, shape, value
+from peftc.graph.reading import argument, is_call, is_parameter, is_tensor, module_path, operator_name, shape, value
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Reader:
         }
         query = core.projection("q")
         if query is not None:
-            ports["h"] = Port("value", self.projections[query].x)
+            ports["h"] = Port("value", query, 0)
             sizes["d_model"] = self.projections[query].d_in
         site = Site("attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}")
         return site, Use(node, ports)
@@ -276,7 +276,7 @@ class Reader:
     def tensors(self) -> Iterator[tuple[Site, Use]]:
         """Every parameter that the graph reads."""
         for node in self.graph.nodes:
-            if node.op == "get_attr" and isinstance(value(node), nn.Parameter) and not is_ours(str(node.target)):
+            if is_parameter(node) and not is_ours(str(node.target)):
                 path = str(node.target)
                 layer = next((number for block, number in self.blocks.items() if path.startswith(f"{block}.")), None)
                 yield Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"), Use(node, {})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.reading import argument, is_call, is_tensor, shape, value
+from peftc.graph.reading import MODULES, argument, is_call, is_tensor, module_stack, shape, value
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -127,13 +127,13 @@ def rewrite_softmax(graph: fx.Graph, softmax: fx.Node) -> bool:
     with graph.inserting_before(user):
         if dropout and isinstance(mode, fx.Node):
             p = graph.call_function(operator.mul, (mode, dropout))
-            p.meta["nn_module_stack"] = user.meta.get("nn_module_stack")
+            p.meta[MODULES] = module_stack(user)
         new = graph.call_function(
             ATTENTION,
             (query, key, user.args[1]),
             {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False},
         )
-    new.meta = {k: user.meta[k] for k in ("val", "nn_module_stack", "stack_trace") if k in user.meta}
+    new.meta = {k: user.meta[k] for k in ("val", MODULES, "stack_trace") if k in user.meta}
     user.replace_all_uses_with(new)
     return True
 

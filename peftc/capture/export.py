@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from peftc.errors import CaptureError
 from peftc.graph.program import Program
+from peftc.graph.reading import MODULES, STATE, is_parameter
 
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
 
@@ -145,7 +146,7 @@ class Reader:
         leaf_names = list(self.leaf_names({name: arguments[name] for name in order}))
         user_inputs = 0
         placeholders = [node for node in self.exported.graph.nodes if node.op == "placeholder"]
-        state: list[tuple[fx.Node, str]] = []
+        state: list[tuple[fx.Node, str, str]] = []
         for node, spec in zip(placeholders, self.exported.graph_signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
                 name = leaf_names[user_inputs]
@@ -157,12 +158,12 @@ class Reader:
                 env[node].meta = dict(node.meta)
                 names.append(name)
             else:
-                state.append((node, self.state_path(spec)))
+                state.append((node, self.state_path(spec), spec.kind.name.lower()))
         made: dict[str, fx.Node] = {}
-        for node, target in state:
+        for node, target, kind in state:
             if target not in made:
                 made[target] = self.graph.get_attr(target)
-                made[target].meta = dict(node.meta)
+                made[target].meta = dict(node.meta) | {STATE: kind}
             env[node] = made[target]
         output = self.copy(self.exported.graph_module, env)
         self.write_output(list(output))
@@ -222,9 +223,22 @@ class Reader:
                 fx.map_arg(node.kwargs, lambda source: env[source]),
                 name=node.name,
             )
-            copied.meta = dict(node.meta)
+            copied.meta = dict(node.meta) | {MODULES: self.modules(node)}
             env[node] = copied
         return result
+
+    def modules(self, node: fx.Node) -> tuple[tuple[str, str], ...]:
+        """(path, call) of the modules around a node, outermost first, by their paths in the whole model.
+
+        A module that is called several times has one path; its later calls carry another `call`.
+        """
+        stack = node.meta.get("nn_module_stack") or {}
+        found = []
+        for key, (path, _) in stack.items():
+            inner = path.partition("@")[0].removeprefix("L['self'].").removeprefix("L['self']")
+            whole = ".".join(part for part in (self.path, inner) if part)
+            found.append((whole, key.rpartition("@")[2] if "@" in key else "0"))
+        return tuple(found)
 
     def inline(self, node: fx.Node, env: dict[fx.Node, Any], grad: bool) -> Any:
         """The body of a mode-switching operator, in place of the operator.
@@ -292,7 +306,7 @@ def carries_gradient(node: Any) -> bool:
         val = current.meta.get("val")
         if not isinstance(val, Tensor) or not val.dtype.is_floating_point:
             continue
-        if current.op == "placeholder" or (current.op == "get_attr" and isinstance(val, nn.Parameter)):
+        if current.op == "placeholder" or is_parameter(current):
             return True
         stack.extend(source for source in current.all_input_nodes if source not in seen)
     return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from peftc.graph.reading import argument, is_call, is_tensor, operator_name, shape, value
+from peftc.graph.reading import MODULES, argument, is_call, is_tensor, module_stack, operator_name, shape, value
 
 MODE = "training"  # the attribute of every module that says which mode it is in
 
@@ -50,7 +50,7 @@ class ReadModeAtRunTime:
                     mode = mode_node(graph)
                     with graph.inserting_before(node):
                         scaled = graph.call_function(operator.mul, (mode, p))
-                    scaled.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+                    scaled.meta[MODULES] = module_stack(node)
                     node.args = node.args[:4]
                     node.kwargs = {**node.kwargs, "dropout_p": scaled}
                     changed += 1

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from peftc.graph.operations import rms_norm
-from peftc.graph.reading import argument, is_call, is_tensor, value
+from peftc.graph.reading import MODULES, argument, is_call, is_tensor, value
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RecogniseRmsNorm:
                 weight, last = other, outer
         with graph.inserting_before(last):
             new = graph.call_function(rms_norm, (x, weight, eps), {} if compute is None else {"compute": compute})
-        new.meta = {key: last.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in last.meta}
+        new.meta = {key: last.meta[key] for key in ("val", MODULES, "stack_trace") if key in last.meta}
         last.replace_all_uses_with(new)
         return True
 

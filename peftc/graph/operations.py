@@ -31,3 +31,41 @@ def causal_mask(query: Tensor, key: Tensor) -> Tensor:
     queries, keys = query.shape[-2], key.shape[-2]
     rows = torch.arange(queries, device=query.device).unsqueeze(1)
     return torch.arange(keys, device=query.device).unsqueeze(0) <= rows
+
+
+def open_mask(mask: Tensor, length: int) -> Tensor:
+    """A mask [... keys] with `length` keys in front that every query sees: True, or 0 where masks are added."""
+    return torch.nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """The channels of x [... channels] in some ranges, side by side."""
+    pieces = [x[..., start:stop] for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+def put_channels(x: Tensor, new: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """x [... channels] with the channels of some ranges replaced by `new`, as `take_channels` orders them."""
+    pieces, last, taken = [], 0, 0
+    for start, stop in ranges:
+        pieces += [x[..., last:start], new[..., taken : taken + stop - start]]
+        last, taken = stop, taken + stop - start
+    pieces.append(x[..., last:])
+    return torch.cat([piece for piece in pieces if piece.shape[-1]], -1)
+
+
+def repeat_like(x: Tensor, like: Tensor, missing: tuple[int, ...]) -> Tensor:
+    """x with size-1 axes at the positions `missing` repeated to the sizes that `like` has there."""
+    sizes = [like.shape[axis] if axis in missing else -1 for axis in range(like.dim())]
+    return x.expand(sizes)
+
+
+def rms_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
+    """x over the root of its mean square along one axis."""
+    return x * torch.rsqrt(x.pow(2).mean(axis, keepdim=True) + eps)
+
+
+def layer_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
+    """x with mean 0 and variance 1 along one axis."""
+    centred = x - x.mean(axis, keepdim=True)
+    return centred * torch.rsqrt(centred.pow(2).mean(axis, keepdim=True) + eps)

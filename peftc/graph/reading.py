@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
+STATE = "peftc_state"  # meta of get_attr nodes: "parameter", "buffer" or a kind of constant
+MODULES = "peftc_modules"  # meta of calls: (path, call) of the modules around them
+ADDED = "peftc_added"  # meta of calls that a rule added: (rule, site)
+
 DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
 
 
@@ -71,27 +75,21 @@ def getitem_index(node: fx.Node) -> int | None:
     return None
 
 
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module a node was traced in; "" for the root."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    return clean_path(next(reversed(stack.values()))[0])
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a node reads a parameter of the model, and not a buffer or constant."""
+    return node.op == "get_attr" and node.meta.get(STATE) == "parameter"
 
 
 def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
-    """(path, call) of every module around a node, outermost first.
-
-    A module that is called several times has one path; its later calls carry a different `call` (`path@1`, ...).
-    """
-    stack = node.meta.get("nn_module_stack") or {}
-    return tuple((clean_path(path), key.rpartition("@")[2] if "@" in key else "0") for key, (path, _) in stack.items())
+    """(path, call) of every module around a node, outermost first."""
+    stack: tuple[tuple[str, str], ...] = node.meta.get(MODULES, ())
+    return stack
 
 
-def clean_path(path: str) -> str:
-    """A module path as `named_modules` spells it."""
-    path = path.partition("@")[0]
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module a node was traced in; "" for the root."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
 
 
 def ancestors(node: fx.Node) -> Iterator[fx.Node]:

@@ -1,0 +1,149 @@
+"""The backend of the rule language that makes fx nodes: what was proved at load is what is put in here."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from peftc.capture.modes import mode_node
+from peftc.graph import operations
+from peftc.lang import ANY, Axes, Constant, Operation, Term
+from peftc.lang.walk import Sign
+
+SIGNS: Mapping[Sign, Callable[..., Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class AbsentMask:
+    """Stands for the mask of an attention that has none: all keys are seen, or the earlier ones if `causal`."""
+
+    causal: bool
+    query: fx.Node
+    key: fx.Node
+
+
+class GraphBackend:
+    """Adds nodes to a graph at the caller's insertion point.
+
+    Args:
+        graph: where nodes go.
+        name: prefix of new nodes' names.
+        meta: what every new node carries.
+    """
+
+    def __init__(self, graph: fx.Graph, name: str, meta: Mapping[str, Any]) -> None:
+        self.graph, self.prefix, self.meta = graph, name, meta
+
+    def make(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """One call."""
+        name = f"{self.prefix}_{getattr(function, '__name__', 'call').partition('.')[0]}"
+        node = self.graph.create_node("call_function", function, args, kwargs, name=name)
+        node.meta.update(self.meta)
+        return node
+
+    def negate(self, term: Term) -> object:
+        """`-term`."""
+        return self.make(operator.neg, term.held)
+
+    def pointwise(self, op: Sign, left: Term, right: Term, axes: Axes) -> object:
+        """`left op right`, lined up by name."""
+        return self.make(SIGNS[op], self.align(left, axes), self.align(right, axes))
+
+    def contract(self, left: Term, right: Term, axes: Axes) -> object:
+        """`left @ right`: a linear map where the right side is a matrix with the summed axis last, else an einsum."""
+        summed = left.axes[-1]
+        if len(right.axes) == 2 and right.axes[1] == summed and right.axes[0] not in left.axes:
+            return self.make(F.linear, left.held, right.held)
+        if len(right.axes) == 2 and right.axes[0] == summed and right.axes[1] not in left.axes:
+            return self.make(torch.matmul, left.held, right.held)
+        letters = {axis: chr(97 + i) for i, axis in enumerate(dict.fromkeys(left.axes + right.axes)) if axis != ANY}
+
+        def spell(names: Axes) -> str:
+            return "".join("..." if axis == ANY else letters[axis] for axis in names)
+
+        equation = f"{spell(left.axes)},{spell(right.axes)}->{spell(axes)}"
+        return self.make(torch.einsum, equation, left.held, right.held)
+
+    def call(
+        self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
+    ) -> object:
+        """One operation of the vocabulary: a peftc lowering, or a torch function on the same axes."""
+        space, _, name = operation.lower.rpartition(".")
+        if space == "peftc":
+            return getattr(self, f"lower_{name}")(terms, settings, axes)
+        function = getattr(importlib.import_module(space), name)
+        positions = {"dim": terms[0].axes.index(str(settings["axis"])) - len(terms[0].axes)} if "axis" in settings else {}
+        return self.make(function, *(term.held for term in terms), **positions)
+
+    def align(self, term: Term, axes: Axes) -> Any:
+        """What a term holds, permuted and with axes of size 1 put in, to stand against `axes`."""
+        if term.is_constant or not term.axes or term.axes == axes:
+            return term.held
+        if ANY in axes and ANY in term.axes and term.axes != axes:
+            raise NotImplementedError(f"{term.axes} against {axes}")
+        named = axes[1:] if ANY in axes else axes
+        held, have = term.held, term.axes
+        want = tuple(axis for axis in named if axis in have)
+        if want != have:
+            held = self.make(torch.permute, held, tuple(have.index(axis) for axis in want))
+        first = next((i for i, axis in enumerate(named) if axis in have), len(named))
+        for position in range(first, len(named)):
+            if named[position] not in have:
+                held = self.make(torch.unsqueeze, held, position - len(named) + (0 if position < len(named) else 1))
+        return held
+
+    def lower_dropout(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """Dropout that asks for the mode when it runs."""
+        if not settings["p"]:
+            return terms[0].held
+        return self.make(torch.ops.aten.dropout.default, terms[0].held, settings["p"], mode_node(self.graph))
+
+    def lower_activate(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """The activation that an option names."""
+        kind = str(settings["kind"])
+        return terms[0].held if kind == "identity" else self.make(getattr(F, kind), terms[0].held)
+
+    def lower_layer_norm(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """Mean 0 and variance 1 along an axis."""
+        return self.make(operations.layer_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"])
+
+    def lower_rms_norm(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """Mean square 1 along an axis."""
+        return self.make(operations.rms_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"])
+
+    def lower_concat(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """The first term in front of the second, repeated over the axes that it lacks."""
+        first, second = terms
+        held = self.align(first, axes)
+        lifted = len(axes) - len(first.axes)
+        if lifted:
+            for _ in range(sum(1 for axis in axes[:lifted] if axis not in first.axes)):
+                held = self.make(torch.unsqueeze, held, 0)
+            missing = tuple(i for i, axis in enumerate(axes) if axis not in first.axes)
+            held = self.make(operations.repeat_like, held, second.held, missing)
+        return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
+
+    def lower_see_prefix(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """A mask with keys in front that all queries see. An absent mask stays so, unless it stood for a causal one."""
+        mask, length = terms[0].held, cast(int, terms[1].held)
+        if isinstance(mask, AbsentMask):
+            if not mask.causal:
+                return mask
+            mask = self.make(operations.causal_mask, mask.query, mask.key)
+        return self.make(operations.open_mask, mask, length)
+
+    def place(self, term: Term, settings: Mapping[str, Constant]) -> int:
+        """Position of the axis that a setting names, from the end."""
+        return term.axes.index(str(settings["axis"])) - len(term.axes)
