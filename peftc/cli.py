@@ -319,6 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
     # No hub is ever asked, and the tokenizers' threads do not fight the data loader's.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Loading takes a second or two: transformers' own bars only break the lines of this output.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given  # also after the command, where people put it

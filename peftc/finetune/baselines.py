@@ -44,17 +44,24 @@ def frozen_probe(model: nn.Module, training: Encoded, evaluation: Encoded, colla
     features.
     """
     try:
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import LogisticRegressionCV
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
         raise PeftcError("--baselines needs scikit-learn", hint='pip install "peftc[finetune]"') from error
     encoder = model.encoder if isinstance(model, MeanPooledClassifier) else model.base_model
     assert isinstance(encoder, nn.Module)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, C=0.1))
-    probe.fit(
-        frozen_features(encoder, training, collator).numpy(),
-        [example["labels"] for example in training.examples],
+    # Its one setting is chosen by cross-validation on the training rows: held-out rows are only scored.
+    regression = LogisticRegressionCV(
+        Cs=(0.01, 0.1, 1.0, 10.0),
+        cv=3,
+        l1_ratios=(0,),
+        scoring="accuracy",
+        use_legacy_attributes=False,
+        max_iter=2000,
     )
+    probe = make_pipeline(StandardScaler(), regression)
+    labels = [example["labels"] for example in training.examples]
+    probe.fit(frozen_features(encoder, training, collator).numpy(), labels)
     features = frozen_features(encoder, evaluation, collator).numpy()
     return float(probe.score(features, [example["labels"] for example in evaluation.examples]))

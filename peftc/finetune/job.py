@@ -124,7 +124,7 @@ def versions() -> dict[str, str]:
 
 
 def difference(before: Job, now: Job) -> str | None:
-    """The first field in which a resumed job differs from the one that began, in words; None where none does."""
+    """The first field in which a resumed job differs from the one that began, in words; None where none."""
     for field in Job.model_fields:
         old, new = getattr(before, field), getattr(now, field)
         if field not in FREE_ON_RESUME and old != new:

@@ -85,7 +85,7 @@ def load_tokenizer(path: Path) -> Any:
         raise ModelError(f"its tokenizer cannot be loaded: {first_line(error)}", where=str(path)) from error
 
 
-def load_pretrained(auto_class: Any, path: Path, **extra: Any) -> tuple[nn.Module, tuple[str, ...]]:
+def load_pretrained(auto_class: Any, path: Path, **extra: Any) -> tuple[Any, tuple[str, ...]]:
     """The model in float32, and the names of parameters its files did not hold. Raises ModelError."""
     folder, where_from = source(path)
     if where_from:
@@ -172,7 +172,8 @@ def load_as_saved(path: Path) -> nn.Module:
         auto_class = getattr(transformers, named[0], auto_class) if named else auto_class
     elif path.suffix == GGUF_SUFFIX:  # one-file models are causal language models
         auto_class = transformers.AutoModelForCausalLM
-    return load_pretrained(auto_class, path)[0]
+    model: nn.Module = load_pretrained(auto_class, path)[0]
+    return model
 
 
 def text_inputs(tokenizer: Any, model: nn.Module) -> tuple[str, ...]:

@@ -58,12 +58,13 @@ def draw_loss(history: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
         loss = dict(evaluation).get(step)
         if loss is not None:
             axes.annotate(
-                f"{value:.1%}",
+                f"{value:.1%} right",
                 (step, loss),
                 textcoords="offset points",
-                xytext=(0, 9),
-                ha="center",
+                xytext=(-8, -14),
+                ha="right",
                 fontsize=9,
+                bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
             )
     axes.legend(frameon=False)
     figure.savefig(path)

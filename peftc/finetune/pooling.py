@@ -47,14 +47,10 @@ class MeanPooledClassifier(nn.Module):
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
+    def activation_checkpointing_enable(self, **options: Any) -> None:
         """What Trainer calls; the encoder does it."""
-        self.encoder.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=gradient_checkpointing_kwargs
-        )  # type: ignore[operator]
+        self.encoder.activation_checkpointing_enable(**options)  # type: ignore[operator]
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """The way back."""
-        self.encoder.gradient_checkpointing_disable()  # type: ignore[operator]
+        self.encoder.activation_checkpointing_disable()  # type: ignore[operator]

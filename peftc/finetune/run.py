@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
@@ -94,7 +95,7 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
         "loss": summary.training_loss,
     }
     if encoded.evaluation is not None:
-        scores = trainer.evaluate()
+        scores = last_evaluation(settings, trainer)
         metrics["evaluation"] = {"rows": len(encoded.evaluation), "loss": scores["eval_loss"]}
         if settings.task == "causal-lm":
             metrics["perplexity_after"] = math.exp(scores["eval_loss"])
@@ -104,6 +105,17 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
     if is_main_process():
         write_results(settings, job, data, encoded, loaded, trainer, metrics, output)
     return Result(output.out, metrics)
+
+
+def last_evaluation(settings: Settings, trainer: AdapterTrainer) -> Mapping[str, float]:
+    """The scores of the final weights: those of the last step where it has them, else a new evaluation."""
+    history = trainer.state.log_history
+    scored = [
+        entry for entry in history if "eval_loss" in entry and entry["step"] == trainer.state.global_step
+    ]
+    if scored and settings.keep == "last":
+        return scored[-1]
+    return trainer.evaluate()
 
 
 def begin(job: Job, settings: Settings, output: Output, console: Console) -> Path | None:
@@ -179,8 +191,8 @@ def make_trainer(
         warmup_steps=round(settings.warmup * total),
         lr_scheduler_type="linear",
         seed=settings.seed,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         eval_strategy=cadence if encoded.evaluation is not None else "no",
         eval_steps=every,
         save_strategy=cadence,
@@ -198,6 +210,7 @@ def make_trainer(
         disable_tqdm=True,
         log_level="error",
         use_cpu=settings.cpu,
+        dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
     )
     trainer = AdapterTrainer(
         model=compiled,

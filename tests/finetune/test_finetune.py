@@ -1,0 +1,146 @@
+"""The whole job on a tiny encoder: train, predict the same, resume to the same bits, fail without a trace."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from peftc.errors import OutputExistsError
+from peftc.finetune.job import Settings
+from peftc.finetune.predict import predict
+from peftc.finetune.run import finetune
+from peftc.finetune.trainer import AdapterTrainer
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture
+def settings(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        model=tiny_encoder,
+        data=reviews,
+        task="classification",
+        rules=("lora:q,v",),
+        out=tmp_path / "out",
+        split_by="movie",
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        max_length=16,
+        cpu=True,
+    )
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = load_file(folder / "adapter" / "adapter.safetensors")
+    return tensors
+
+
+def test_train_then_predict(settings: Settings, quiet: Console) -> None:
+    result = finetune(replace(settings, baselines=True, epochs=8), quiet)
+    names = sorted(entry.name for entry in settings.out.iterdir())
+    assert names == ["adapter", "checkpoints", "job.json", "loss.png", "metrics.json", "predictions.csv"]
+    assert (settings.out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((settings.out / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["evaluation"]["accuracy"] > metrics["majority"] + 0.2
+    assert metrics["training"]["steps"] == 48
+    assert 0 < metrics["parameters"]["trainable"] < metrics["parameters"]["total"]
+    assert {"majority", "frozen_probe"} <= set(metrics)
+    assert result.metrics["evaluation"] == metrics["evaluation"]
+
+    again = predict(settings.out, settings.data, quiet)
+    assert again.accuracy is not None
+    by_text = dict(zip(again.texts, zip(again.predicted, again.probabilities, strict=True), strict=True))
+    with (settings.out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            predicted, probabilities = by_text[row["text"]]
+            assert row["predicted"] == predicted
+            assert float(row["p(fresh)"]) == pytest.approx(probabilities[0], abs=1e-5)
+
+
+def test_a_resumed_run_ends_in_the_same_bits(
+    settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, evaluate_every=4)  # in the middle of an epoch of 6 steps
+    whole = finetune(replace(settings, out=settings.out.with_name("whole")), quiet)
+
+    step_of: Any = AdapterTrainer.training_step
+
+    def stopping_step(self: AdapterTrainer, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step == 10:
+            raise KeyboardInterrupt
+        return step_of(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTrainer, "training_step", stopping_step)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(settings, quiet)
+    assert not settings.out.exists()
+    with pytest.raises(OutputExistsError, match="interrupted"):
+        finetune(settings, quiet)
+    with pytest.raises(OutputExistsError, match="batch_size was 8 and is now 4"):
+        finetune(replace(settings, resume=True, batch_size=4), quiet)
+    resumed = finetune(replace(settings, resume=True), quiet)
+    assert not settings.out.with_name("out.unfinished").exists()
+    first, second = adapter(whole.out), adapter(resumed.out)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_failure_leaves_no_folder(
+    settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_step(self: AdapterTrainer, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", failing_step)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        finetune(settings, quiet)
+    assert [entry.name for entry in settings.out.parent.iterdir()] == ["reviews.csv"]
+
+
+def test_the_models_own_head_and_checkpointing(settings: Settings, quiet: Console) -> None:
+    result = finetune(replace(settings, pooling="model", gradient_checkpointing=True, max_steps=3), quiet)
+    assert result.metrics["training"]["steps"] == 3
+    assert predict(settings.out, settings.data, quiet).accuracy is not None
+
+
+def test_causal_language_model_reports_perplexity(tiny_encoder: Path, tmp_path: Path, quiet: Console) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "causal"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    text = tmp_path / "text.txt"
+    text.write_text("the film is good\nthe story is dull\n" * 40, encoding="utf-8")
+    settings = Settings(
+        model=folder,
+        data=text,
+        task="causal-lm",
+        rules=("lora:attention",),
+        out=tmp_path / "out",
+        block_size=16,
+        batch_size=4,
+        max_steps=6,
+        learning_rate=0.05,
+        cpu=True,
+    )
+    metrics = finetune(settings, quiet).metrics
+    assert metrics["perplexity_after"] < metrics["perplexity_before"]
