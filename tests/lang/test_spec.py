@@ -57,7 +57,8 @@ REFUSED = [
     "lora@3@4", "lora()()", "lora(rank=4", "lora(rank)", "lora(rank=)", "lora(rank=4 alpha=3)", "lora(rnk=4)",
     "lora(rank=0)", "lora(rank=4.5)", "lora(rank='4')", "lora(alpha=nan)", "lora(alpha=1e400)",
     "lora(drop=2)", "lora(rank=4,rank=5)", "lora(rank=4)x", "prefix:abc", "prefix:5(length=6)",
-    "prefix(positions=shfit)", "full:3", "lora:path=", "lora:path=a b", "missing/rule.toml", "lora[q]", "lora-q",
+    "prefix(positions=shfit)", "full:3", "lora:path=", "lora:path=a b", "missing/rule.toml", "lora[q]",
+    "lora-q",
 ]  # fmt: skip
 
 
