@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from peftc.capture.structures import structure_maker
 from peftc.errors import CaptureError
 from peftc.graph.program import Program
 from peftc.graph.reading import MODULES, STATE, is_parameter
@@ -277,22 +278,7 @@ class Reader:
             return dict(zip(spec.context, children, strict=True))
         if dataclasses.is_dataclass(spec.type) and isinstance(spec.context, list):
             return self.graph.call_function(spec.type, (), dict(zip(spec.context, children, strict=True)))
-        return self.graph.call_function(make_structure, (spec.type, Frozen(spec.context), children))
-
-
-class Frozen:
-    """A pytree context inside a graph: opaque to fx, printed by its type."""
-
-    def __init__(self, held: Any) -> None:
-        self.held = held
-
-    def __repr__(self) -> str:
-        return "..."
-
-
-def make_structure(kind: type, context: Any, children: list[Any]) -> Any:
-    """An object of a registered pytree class, from its children."""
-    return pytree.SUPPORTED_NODES[kind].unflatten_fn(children, context)
+        return self.graph.call_function(structure_maker(spec.type, spec.context, len(children)), (children,))
 
 
 def carries_gradient(node: Any) -> bool:

@@ -1,0 +1,30 @@
+"""Model and call → normalised graph. Knows nothing of roles or rules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftc.capture.export import export_call
+from peftc.capture.normalise import normalise
+from peftc.graph.program import Program
+from peftc.passes import PassRecord
+
+
+def capture(
+    root: nn.Module, arguments: Mapping[str, Any], path: str = ""
+) -> tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]:
+    """Capture one call of `root`, at `path` of its model, and normalise it.
+
+    Returns:
+        The program, the constants that tracing lifted out of the model's code, and what each pass did.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    raw, constants = export_call(root, arguments, path)
+    program, records = normalise(raw)
+    return program, constants, records
+
+
+__all__ = ["capture"]

@@ -1,0 +1,124 @@
+"""Makes the compiled module of a plan: a copy over the same storage, with the plan's parameters in it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.rewrite.rewriting import original_path
+from peftc.runtime.compiled import generated_class
+from peftc.runtime.engine import Engine
+
+PLAIN_LAWS = {
+    "zeros": lambda tensor, s: nn.init.zeros_(tensor),
+    "ones": lambda tensor, s: nn.init.ones_(tensor),
+    "constant": lambda tensor, s: nn.init.constant_(tensor, s["value"]),
+    "normal": lambda tensor, s: nn.init.normal_(tensor, std=s["std"]),
+    "truncated_normal": lambda tensor, s: nn.init.trunc_normal_(
+        tensor, std=s["std"], a=-2 * s["std"], b=2 * s["std"]
+    ),
+    "uniform": lambda tensor, s: nn.init.uniform_(tensor, s["low"], s["high"]),
+    "kaiming_uniform": lambda tensor, s: nn.init.kaiming_uniform_(tensor, a=s["slope"]),
+    "xavier_uniform": lambda tensor, s: nn.init.uniform_(
+        tensor, -math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])), math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1]))
+    ),
+    "orthogonal": lambda tensor, s: nn.init.orthogonal_(tensor),
+    "identity": lambda tensor, s: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
+}
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters are frozen and share the storage of the model's own."""
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def build(copied: nn.Module, plan: Plan, engine: Engine) -> nn.Module:
+    """Put a plan's parameters into a `twin`, and turn its modules into ones that run the rewritten graph."""
+    thaw(copied, plan)
+    for parameter in plan.new_parameters:
+        add_parameter(copied, parameter)
+    adopt(copied, plan, engine)
+    return copied
+
+
+def thaw(root: nn.Module, plan: Plan) -> None:
+    """Give the parameters that a plan trains storage of their own, and keep the model's values beside them."""
+    by_identity: dict[int, nn.Parameter] = {}
+    for path in plan.trained:
+        parameter = root.get_parameter(path)
+        fresh = nn.Parameter(parameter.detach().clone())
+        by_identity[id(parameter)] = fresh
+        owner, _, name = original_path(path).rpartition(".")
+        home(root, owner).register_buffer(name, parameter.detach(), persistent=False)
+    for module in root.modules():  # tied parameters stay tied: every owner gets the same fresh one
+        for name, own in list(module.named_parameters(recurse=False)):
+            if id(own) in by_identity:
+                setattr(module, name, by_identity[id(own)])
+
+
+def add_parameter(root: nn.Module, parameter: NewParameter) -> None:
+    """Make one new parameter, in the dtype and on the device of the model around it."""
+    owner, _, name = parameter.path.rpartition(".")
+    model = nearest(root, owner.partition(f"{HOME}.")[0].rstrip("."))
+    dtype = getattr(torch, parameter.dtype) if parameter.dtype else model.dtype
+    tensor = torch.empty(parameter.shape)
+    if tensor.numel():
+        with torch.no_grad():
+            PLAIN_LAWS[parameter.law](tensor, parameter.settings)  # type: ignore[no-untyped-call]
+    made = nn.Parameter(tensor.to(device=model.device, dtype=dtype), requires_grad=parameter.trainable)
+    home(root, owner).register_parameter(name, made)
+
+
+def nearest(root: nn.Module, path: str) -> Tensor:
+    """A floating-point parameter of the module at `path`, or of one around it."""
+    while True:
+        for tensor in root.get_submodule(path).parameters():
+            if tensor.is_floating_point():
+                return tensor
+        if not path:
+            return torch.empty(0)
+        path = path.rpartition(".")[0]
+
+
+def home(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path, made of empty modules where it is not there yet."""
+    module = root
+    for name in path.split("."):
+        child = module._modules.get(name)
+        if child is None:
+            child = nn.Module()
+            module.add_module(name, child)
+        module = child
+    return module
+
+
+def adopt(root: nn.Module, plan: Plan, engine: Engine) -> None:
+    """Turn the root, its blocks and every module on the way to a site into generated subclasses."""
+    paths = {""} | set(engine.blocks)
+    for application in plan.applications:
+        parts = application.site.path.split(".")
+        paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    for path in paths:
+        try:
+            module = root.get_submodule(path)
+        except AttributeError:
+            continue  # a site that is a parameter, not a module
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+            continue
+        engine.enrol(path, module)
+        module.__class__ = generated_class(type(module), is_root=not path)
+        object.__setattr__(module, "_peftc", engine)
+        object.__setattr__(module, "_peftc_path", path)
+
+
+def original_tensors(root: nn.Module, plan: Plan) -> Mapping[str, Tensor]:
+    """The model's own values of the parameters that train, by path."""
+    return {path: root.get_buffer(original_path(path)) for path in plan.trained}

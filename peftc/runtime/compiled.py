@@ -1,0 +1,93 @@
+"""The generated subclasses: a module of the model's own class whose forward runs captured programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftc.match.plan import Plan
+
+generated: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+
+
+def generated_class(kind: type[nn.Module], is_root: bool) -> type[nn.Module]:
+    """`CompiledX(X)` for a module class X; the root's also has the methods of `CompiledModule`."""
+    key = (kind, is_root)
+    if key not in generated:
+        bases = (CompiledModule, kind) if is_root else (kind,)
+        body = {
+            "forward": forward_like(kind),
+            "__module__": kind.__module__,
+            "__doc__": f"{kind.__name__}, compiled by peftc: runs captured programs.",
+        }
+        generated[key] = type(f"Compiled{kind.__name__}", bases, body)
+    return generated[key]
+
+
+def forward_like(kind: type[nn.Module]) -> Any:
+    """A forward with the signature of `kind`'s own, which callers such as `generate` and `Trainer` read."""
+    def forward(self: Any, *args: Any, peftc_template: int | None = None, **kwargs: Any) -> Any:
+        engine = self._peftc
+        if peftc_template is not None:
+            return engine.templates.functions[peftc_template](self, *args)
+        return engine.run(self._peftc_path, self, args, kwargs)
+
+    functools.update_wrapper(forward, kind.forward)
+    return forward
+
+
+class CompiledModule(nn.Module):
+    """What a compiled module can do besides what its model's own class can."""
+
+    _peftc: Any  # an Engine; model classes evaluate their subclasses' annotations, so it is not named here
+
+    @property
+    def peftc_plan(self) -> Plan:
+        """The plan that this module carries out."""
+        return self._peftc.plan
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Inside, the module computes what the original model does, bit for bit."""
+        engine = self._peftc
+        before = engine.enabled
+        engine.enabled = False
+        try:
+            yield
+        finally:
+            engine.enabled = before
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) numbers of parameters."""
+        plan = self.peftc_plan
+        return plan.trainable_count, plan.total_count
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **_: Any) -> None:
+        """Write the adapter, and only the adapter, to a folder.
+
+        Raises:
+            OutputExistsError: the folder holds something already, and not `overwrite`.
+        """
+        from peftc.store import save
+
+        save(self, Path(save_directory), overwrite=overwrite)
+
+    def load_adapter_weights(self, folder: str | Path) -> None:
+        """Read the tensors of an adapter that has this module's plan into it.
+
+        Raises:
+            ForeignAdapterError, CorruptAdapterError: the folder is not of this plan, or damaged; nothing has changed.
+        """
+        from peftc.store import load_weights
+
+        load_weights(self, Path(folder))
