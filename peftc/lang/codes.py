@@ -19,7 +19,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R006": "An expression is longer than 500 characters.",
         "R007": "An expression cannot be read.",
         "R008": "An expression uses something outside the rule language.",
-        "R009": "An expression is nested too deep.",
+        "R009": "An expression is nested too deep, or bindings need each other too deep.",
         "R010": "A text of axes cannot be read.",
         "R011": "An initial law cannot be read.",
         # proving: RuleCheckError

@@ -23,6 +23,8 @@ from peftc.lang.initial import Initial, known_initial
 from peftc.lang.source import Key, Place, Source
 
 LARGEST_FILE = 64 * 1024
+MOST_DOTS = 100
+"""In one line: the standard library's reader takes seconds over a key of thousands of parts."""
 RULE_NAME = r"^[a-z][a-z0-9_]{0,40}$"
 NAME = r"^[A-Za-z][A-Za-z0-9_]{0,40}$"
 
@@ -216,6 +218,8 @@ def read_text(text: str, file: str) -> Rule:
     """The rule in a TOML text, not proved yet. Raises RuleSyntaxError."""
     if len(text.encode()) > LARGEST_FILE:
         raise fault("R001", Place(file), "a rule file has at most 64 KiB")
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise fault("R002", Place(file), f"a line of a rule file has at most {MOST_DOTS} dots")
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, cast
 from peftc.lang.axes import Axes, Constant, Term, Unknown, show
 from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Section
-from peftc.lang.expression import Expression, parse
+from peftc.lang.expression import DEEPEST, Expression, parse
 from peftc.lang.source import Place
 from peftc.lang.walk import Backend, MissingNameError, Walk
 
@@ -97,6 +97,9 @@ class Scope:
             circle = [*self._open[self._open.index(name) :], name]
             message = f"{' → '.join(circle)} goes round in a circle"
             raise fault("R037", self._place("let", name), message, text=text)
+        if len(self._open) >= DEEPEST:
+            message = f"bindings need each other more than {DEEPEST} deep, from {self._open[0]!r} on"
+            raise fault("R009", self._place("let", name), message, text=text)
         self._open.append(name)
         try:
             return self.evaluate(text, "let", name)

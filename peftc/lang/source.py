@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 Key = str | int
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
@@ -49,12 +50,13 @@ class Source:
 
     def _line(self, keys: list[str]) -> int | None:
         """The line of the longest beginning of `keys` that the text spells."""
-        best, found = 0, None
-        for number, path in self._entries():
-            length = len(path)
-            if length > best and path == keys[:length]:
-                best, found = length, number
-        return found
+        beginnings = (tuple(keys[:length]) for length in range(len(keys), 0, -1))
+        return next((self._lines[path] for path in beginnings if path in self._lines), None)
+
+    @cached_property
+    def _lines(self) -> dict[tuple[str, ...], int]:
+        """The first line that spells each path of keys."""
+        return {tuple(path): number for number, path in reversed(self._entries())}
 
     def _entries(self) -> list[tuple[int, list[str]]]:
         entries: list[tuple[int, list[str]]] = []

@@ -23,10 +23,12 @@ def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
 SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
 DEEP = f'scale = "{"-" * 40}rank"'
+CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
 
 CASES = [
     case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
     case("R002", LORA, ('"lora"', '"lora')),
+    case("R002", LORA, ("[let]", f"[let]\n{'a.' * 20000}b = 1")),
     case("R003", LORA, ("min = 1, ", "mni = 1, ")),
     case("R003", LORA, ("[merge]", "[marge]")),
     case("R003", PREFIX, ("\nrewrite =", "\nrewrit =")),
@@ -46,6 +48,7 @@ CASES = [
     case("R008", LORA, (SCALE, 'scale = "dropout(x, **y)"')),
     case("R008", LORA, ('"rank < d_in"', '"f(rank) < d_in"')),
     case("R009", LORA, (SCALE, DEEP)),
+    case("R009", LORA, (SCALE, CHAIN)),
     case("R010", LORA, ('"rank d_in"', '"rank Rank"')),
     case("R010", LORA, ('x = "* d_in"', 'x = "d_in *"')),
     case("R010", LORA, ('"rank d_in"', '"* d_in"')),
