@@ -109,7 +109,9 @@ def rewrite_softmax(graph: fx.Graph, softmax: fx.Node) -> bool:
     scores, mask, scale = softmax.args[0], None, 1.0
     if is_call(scores, "add") and sole_user(scores) is not None and not scores.kwargs:  # type: ignore[union-attr]
         scores, mask = masked(scores)
-    while is_call(scores, "mul", "div") and sole_user(scores) is not None:
+    if mask is not None and (not is_tensor(mask) or value(mask).dim() < 2):
+        return False
+    while is_call(scores, "mul", "div") and sole_user(scores) is not None and not scores.kwargs:  # type: ignore[union-attr]
         factor = argument(scores, "other")  # type: ignore[arg-type]
         if not isinstance(factor, (int, float)):
             return False

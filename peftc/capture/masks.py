@@ -7,6 +7,7 @@ computed here for several sizes, and taken away where it lets everything through
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, isfinite
 
 import torch
 from torch import Tensor, fx
@@ -16,9 +17,22 @@ from peftc.graph.evaluating import evaluate
 from peftc.graph.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
 
 LONGEST = 4096  # a mask whose constants go beyond this length is not tried
+HIDING = 1e4  # a float beyond this is what a mask adds to hide a key
 
 # These read the size of their input and not its content.
-SIZES_ONLY = frozenset("sym_size new_ones new_zeros new_full new_empty ones_like zeros_like full_like empty_like".split())
+SIZES_ONLY = frozenset(
+    [
+        "sym_size",
+        "new_ones",
+        "new_zeros",
+        "new_full",
+        "new_empty",
+        "ones_like",
+        "zeros_like",
+        "full_like",
+        "empty_like",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class FoldMasks:
         return changed
 
     def kind(self, mask: fx.Node) -> str:
-        """"open" (hides nothing), "causal", or "other"."""
+        """ "open" (hides nothing), "causal", or "other"."""
         nodes = set(ancestors(mask))
         if any(reads_content(node, nodes, self.ones) for node in nodes if node.op == "placeholder"):
             return "other"
@@ -56,7 +70,7 @@ class FoldMasks:
             return "other"
         if value(mask).dim() < 2:
             return "other"
-        constants = {c for node in nodes for c in integers(node) if 1 < c < DYNAMIC_SIZE // 2}
+        constants = {c for node in nodes for c in numbers(node) if 1 < c < DYNAMIC_SIZE // 2}
         lengths = [3, 8, *[c + 2 for c in constants]]
         if max(lengths) > LONGEST:
             return "other"
@@ -88,10 +102,18 @@ def reads_content(placeholder: fx.Node, nodes: set[fx.Node], ones: tuple[str, ..
     return any(user in nodes and operator_name(user) not in SIZES_ONLY for user in placeholder.users)
 
 
-def integers(node: fx.Node) -> list[int]:
-    """The integer constants among a node's arguments: windows, chunk sizes, offsets."""
+def numbers(node: fx.Node) -> list[int]:
+    """Sizes of the constants among a node's arguments: windows, chunk sizes, offsets, whatever their sign or type.
+
+    Numbers as large as what hides a key are no lengths.
+    """
     leaves = pytree.tree_leaves((node.args, node.kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
+    finite = [
+        leaf
+        for leaf in leaves
+        if isinstance(leaf, (int, float)) and not isinstance(leaf, bool) and isfinite(leaf)
+    ]
+    return [ceil(abs(leaf)) for leaf in finite if isinstance(leaf, int) or abs(leaf) < HIDING]
 
 
 def kind_of(mask: Tensor) -> str:

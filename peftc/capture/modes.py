@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from peftc.graph.reading import MODULES, argument, is_call, is_tensor, module_stack, operator_name, shape, value
+from peftc.graph.reading import (
+    MODULES,
+    argument,
+    is_call,
+    is_tensor,
+    module_stack,
+    operator_name,
+    shape,
+    value,
+)
 
 MODE = "training"  # the attribute of every module that says which mode it is in
 
@@ -28,7 +37,8 @@ class ReadModeAtRunTime:
     """Dropout asks its module for the mode when it runs, as in the model's own code; `p = 0` is none at all.
 
     Attributes:
-        training: the mode in which the graph was captured; dropouts that were off in training mode stay off.
+        training: the mode in which the graph was captured; dropouts that were off in training mode stay off,
+            and those that were on in evaluation stay on.
     """
 
     training: bool
@@ -41,6 +51,8 @@ class ReadModeAtRunTime:
                 if node.args[1] == 0 or (self.training and node.args[2] is False):
                     node.replace_all_uses_with(node.args[0])
                     graph.erase_node(node)
+                elif not self.training and node.args[2] is True:
+                    continue
                 else:
                     node.args = (node.args[0], node.args[1], mode_node(graph))
                 changed += 1
@@ -68,13 +80,19 @@ class OuterProducts:
         """Replace them."""
         changed = 0
         for node in list(graph.nodes):
-            if operator_name(node) not in ("matmul", "bmm") or not all(is_tensor(arg) for arg in node.args[:2]):
+            if operator_name(node) not in ("matmul", "bmm") or not all(
+                is_tensor(arg) for arg in node.args[:2]
+            ):
                 continue
             left, right = node.args[0], node.args[1]
             assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
             if value(left).dim() < 2 or value(right).dim() < 2:
                 continue
-            if isinstance(value(left).shape[-1], torch.SymInt) or shape(left)[-1] != 1 or shape(right)[-2] != 1:
+            if (
+                isinstance(value(left).shape[-1], torch.SymInt)
+                or shape(left)[-1] != 1
+                or shape(right)[-2] != 1
+            ):
                 continue
             node.target = torch.ops.aten.mul.Tensor
             changed += 1

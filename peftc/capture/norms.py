@@ -45,7 +45,9 @@ class RecogniseRmsNorm:
             if isinstance(other, fx.Node) and other.op == "get_attr" and value(other).dim() == 1:
                 weight, last = other, outer
         with graph.inserting_before(last):
-            new = graph.call_function(rms_norm, (x, weight, eps), {} if compute is None else {"compute": compute})
+            new = graph.call_function(
+                rms_norm, (x, weight, eps), {} if compute is None else {"compute": compute}
+            )
         new.meta = {key: last.meta[key] for key in ("val", MODULES, "stack_trace") if key in last.meta}
         last.replace_all_uses_with(new)
         return True
@@ -57,6 +59,8 @@ def statistics(root: fx.Node) -> tuple[fx.Node, float] | None:
     if not is_call(shifted, "add") or not isinstance(argument(shifted, "other"), float):  # type: ignore[arg-type]
         return None
     assert isinstance(shifted, fx.Node)
+    if argument(shifted, "alpha", 1) != 1:
+        return None
     mean = shifted.args[0]
     if not isinstance(mean, fx.Node) or not is_call(mean, "mean"):
         return None
@@ -65,9 +69,9 @@ def statistics(root: fx.Node) -> tuple[fx.Node, float] | None:
     square = mean.args[0]
     if not isinstance(square, fx.Node):
         return None
-    if is_call(square, "pow") and argument(square, "exponent") == 2:
-        x = square.args[0]
-    elif is_call(square, "mul") and square.args[0] is square.args[1]:
+    if (is_call(square, "pow") and argument(square, "exponent") == 2) or (
+        is_call(square, "mul") and square.args[0] is square.args[1]
+    ):
         x = square.args[0]
     else:
         return None
