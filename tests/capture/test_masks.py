@@ -1,0 +1,154 @@
+"""Masks that are exactly causal or hide nothing are folded; masks that are nearly so are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.graphs import calls, captured, run
+
+Mask = Callable[[int], Tensor]
+
+
+class Masked(nn.Module):
+    """Attention of a value with itself under a mask made from its length."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=self.mask(x.shape[2]))
+
+
+def places(length: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(length).unsqueeze(1), torch.arange(length).unsqueeze(0)
+
+
+def causal(length: int) -> Tensor:
+    query, key = places(length)
+    return key <= query
+
+
+def causal_triangle(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def causal_numbers(length: int) -> Tensor:
+    query, key = places(length)
+    return torch.zeros(length, length).masked_fill(key > query, torch.finfo(torch.float32).min)
+
+
+def hides_nothing(length: int) -> Tensor:
+    return torch.zeros(length, length)
+
+
+def window(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (key > query - 4)
+
+
+def wide_window(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (query - key < 20)
+
+
+def window_by_a_negative_number(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (key - query > -20)
+
+
+def window_by_a_fraction(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & ((query - key).float() < 19.5)
+
+
+def window_by_a_triangle(length: int) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool).tril().triu(-20)
+
+
+def one_ahead(length: int) -> Tensor:
+    query, key = places(length)
+    return key <= query + 1
+
+
+def turned(length: int) -> Tensor:
+    query, key = places(length)
+    return key >= query
+
+
+def sloped(length: int) -> Tensor:
+    query, key = places(length)
+    return ((key - query) * 0.5).masked_fill(key > query, float("-inf"))
+
+
+def every_key_beyond_thirty(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) | (key >= 30)
+
+
+def values(length: int) -> Tensor:
+    return torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("mask", [causal, causal_triangle, causal_numbers])
+def test_causal_masks_become_the_causal_kernel(mask: Mask) -> None:
+    module = Masked(mask)
+    program = captured(module, x=values(7))
+    (core,) = calls(program, "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is None
+    assert core.kwargs["is_causal"] is True
+    for length in (7, 12):
+        torch.testing.assert_close(
+            run(program, module, values(length)), module(values(length)), atol=1e-6, rtol=1e-6
+        )
+
+
+def test_a_mask_that_hides_nothing_goes() -> None:
+    module = Masked(hides_nothing)
+    (core,) = calls(captured(module, x=values(7)), "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is None
+    assert core.kwargs["is_causal"] is False
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        window,
+        wide_window,
+        window_by_a_negative_number,
+        window_by_a_fraction,
+        window_by_a_triangle,
+        one_ahead,
+        turned,
+        sloped,
+        every_key_beyond_thirty,
+    ],
+)
+def test_twins_keep_their_mask(mask: Mask) -> None:
+    module = Masked(mask)
+    program = captured(module, x=values(7))
+    (core,) = calls(program, "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is not None
+    for length in (7, 40):
+        assert torch.equal(run(program, module, values(length)), module(values(length)))
+
+
+class Cross(nn.Module):
+    """A causal mask over more keys than queries is no causal kernel's."""
+
+    def forward(self, q: Tensor, x: Tensor) -> Tensor:
+        rows, columns = torch.arange(q.shape[2]).unsqueeze(1), torch.arange(x.shape[2]).unsqueeze(0)
+        mask = columns <= rows + (x.shape[2] - q.shape[2])
+        return nn.functional.scaled_dot_product_attention(q, x, x, attn_mask=mask)
+
+
+def test_more_keys_than_queries_keep_their_mask() -> None:
+    module, q, x = Cross(), values(5), values(9)
+    program = captured(module, q=q, x=x)
+    (core,) = calls(program, "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is not None
+    assert torch.equal(run(program, module, q, x), module(q, x))
