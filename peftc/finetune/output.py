@@ -34,6 +34,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def open_output(out: Path, *, resume: bool, overwrite: bool) -> Output:
     """The output of a new or resumed run.
 

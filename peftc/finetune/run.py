@@ -25,7 +25,15 @@ from peftc.finetune.data import Data, EncodedData, encode, load_data
 from peftc.finetune.encoding import batches_by_length, collator_for
 from peftc.finetune.job import Job, Settings, difference, job_of, read_job, write_job
 from peftc.finetune.models import Loaded, check_model_path, example_inputs, load_for, untrained
-from peftc.finetune.output import Output, abandon, is_main_process, open_output, publish, resume_from
+from peftc.finetune.output import (
+    Output,
+    abandon,
+    is_main_process,
+    open_output,
+    process_count,
+    publish,
+    resume_from,
+)
 from peftc.finetune.picture import draw_loss
 from peftc.finetune.predict import PREDICTIONS_FILE, Predictions, write_predictions
 from peftc.finetune.progress import ShowProgress
@@ -174,7 +182,8 @@ def make_trainer(
     from transformers.trainer_callback import PrinterCallback
 
     causal = settings.task == "causal-lm"
-    steps_per_epoch = math.ceil(len(encoded.training) / (settings.batch_size * settings.accumulate))
+    rows_per_step = settings.batch_size * settings.accumulate * process_count()
+    steps_per_epoch = math.ceil(len(encoded.training) / rows_per_step)
     total = settings.max_steps or math.ceil(steps_per_epoch * settings.epochs)
     cadence = "steps" if settings.evaluate_every is not None or settings.max_steps is not None else "epoch"
     every = settings.evaluate_every or max(1, total // 3)
