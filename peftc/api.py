@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from peftc.analyse import Analysis, analyse
-from peftc.capture import capture
-from peftc.capture.examples import example_arguments, prepare
-from peftc.capture.signature import example_call
+from peftc.inspect import Diff, Explanation
+from peftc.inspect import diff as diff_of
+from peftc.inspect import explain as explanation_of
+from peftc.inspect import graph as graph_of
 from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
-from peftc.match import Plan, make_plan
-from peftc.runtime.build import build, twin
-from peftc.runtime.engine import Engine
+from peftc.match import Plan
+from peftc.runtime import carry_out, look, twin
+from peftc.store import StoredModule, load_adapter
 
 
 def rules() -> tuple[Rule, ...]:
@@ -49,10 +49,7 @@ def plan(
         SpecError, RuleError: a rule cannot be read. MatchError: it does not fit the model. CaptureError: the model cannot
             be captured.
     """
-    bounds = bind_all(rules)
-    prepare(model)
-    _, made = look(model, bounds, example_inputs, defaults, budget)
-    return made
+    return look(model, bind_all(rules), example_inputs, default_rules() if defaults else (), budget).plan
 
 
 def compile(
@@ -67,26 +64,9 @@ def compile(
 
     The model is not changed. Its frozen weights are shared, not copied.
     """
-    bounds = bind_all(rules)
-    prepare(model)
-    copied = twin(model)
-    analysis, made = look(copied, bounds, example_inputs, defaults, budget)
-    engine = Engine(copied, made, analysis.blocks)
-    return build(copied, made, engine)
-
-
-def look(
-    model: nn.Module,
-    bounds: tuple[Bound, ...],
-    example_inputs: Mapping[str, Any] | None,
-    defaults: bool,
-    budget: int | None,
-) -> tuple[Analysis, Plan]:
-    """Capture a model once, find its sites and match the rules."""
-    arguments = example_call(example_arguments(model, example_inputs))
-    program, _, _ = capture(model, arguments)
-    analysis = analyse(program.graph, model)
-    return analysis, make_plan(bounds, analysis, model, default_rules() if defaults else (), budget)
+    bounds, copied = bind_all(rules), twin(model)
+    looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget)
+    return carry_out(looked, copied, StoredModule)
 
 
 def load(
@@ -103,13 +83,22 @@ def load(
     Raises:
         CorruptAdapterError: the folder is damaged. ForeignAdapterError: it belongs to another model; names the site.
     """
-    from peftc.store import load_adapter
-
     return load_adapter(model, Path(folder), example_inputs, trainable=trainable)
 
 
-def graph(compiled: nn.Module) -> fx.GraphModule:
-    """The rewritten graph of a compiled module's latest program, whole, as a `torch.fx.GraphModule`."""
-    from peftc.inspect import graph as graph_of
+def explain(compiled_or_plan: nn.Module | Plan) -> Explanation:
+    """What a plan does: a text with `str`, a table for terminals with `.table()`, data with `.as_dict()`."""
+    return explanation_of(compiled_or_plan)
 
-    return graph_of(compiled)
+
+def diff(compiled: nn.Module) -> Diff:
+    """The latest program before and after its rewriting; `str` shows it, `.inserted` lists the new nodes."""
+    return diff_of(compiled)
+
+
+def graph(compiled: nn.Module, *, enabled: bool = True) -> fx.GraphModule:
+    """The graph of a compiled module's latest program, whole, with the adapters in it or without.
+
+    It takes the call's tensors and shares the compiled module's parameters.
+    """
+    return graph_of(compiled, enabled=enabled)

@@ -151,4 +151,9 @@ class Plan:
     @property
     def digest(self) -> str:
         """A hash of what the plan does: equal digests fit the same adapter tensors."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.content)
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """The digest of a plan with this content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

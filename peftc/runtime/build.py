@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftc.match.plan import HOME, NewParameter, Plan
 from peftc.rewrite.rewriting import original_path
-from peftc.runtime.compiled import generated_class
+from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
 
 PLAIN_LAWS = {
@@ -40,12 +40,17 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def build(copied: nn.Module, plan: Plan, engine: Engine) -> nn.Module:
-    """Put a plan's parameters into a `twin`, and turn its modules into ones that run the rewritten graph."""
+def build(
+    copied: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule] = CompiledModule
+) -> nn.Module:
+    """Put a plan's parameters into a `twin`, and turn its modules into ones that run the rewritten graph.
+
+    The root also becomes a `kind`.
+    """
     thaw(copied, plan)
     for parameter in plan.new_parameters:
         add_parameter(copied, parameter)
-    adopt(copied, plan, engine)
+    adopt(copied, plan, engine, kind)
     return copied
 
 
@@ -100,7 +105,7 @@ def home(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def adopt(root: nn.Module, plan: Plan, engine: Engine) -> None:
+def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:
     """Turn the root, its blocks and every module on the way to a site into generated subclasses."""
     paths = {""} | set(engine.blocks)
     for application in plan.applications:
@@ -114,7 +119,7 @@ def adopt(root: nn.Module, plan: Plan, engine: Engine) -> None:
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
             continue
         engine.enrol(path, module)
-        module.__class__ = generated_class(type(module), is_root=not path)
+        module.__class__ = generated_class(type(module), None if path else kind)
         object.__setattr__(module, "_peftc", engine)
         object.__setattr__(module, "_peftc_path", path)
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from peftc.match.plan import Plan
 
-generated: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+generated: dict[tuple[type[nn.Module], type[nn.Module] | None], type[nn.Module]] = {}
 
 
-def generated_class(kind: type[nn.Module], is_root: bool) -> type[nn.Module]:
-    """`CompiledX(X)` for a module class X; the root's also has the methods of `CompiledModule`."""
-    key = (kind, is_root)
+def generated_class(kind: type[nn.Module], root: type[CompiledModule] | None = None) -> type[nn.Module]:
+    """`CompiledX(X)` for a module class X; the root module's also has the methods of `root`."""
+    key = (kind, root)
     if key not in generated:
-        bases = (CompiledModule, kind) if is_root else (kind,)
+        bases = (kind,) if root is None else (root, kind)
         body = {
             "forward": forward_like(kind),
             "__module__": kind.__module__,
@@ -71,23 +70,3 @@ class CompiledModule(nn.Module):
         """Print how many parameters train."""
         trainable, total = self.get_nb_trainable_parameters()
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
-
-    def save_pretrained(self, save_directory: str | Path, *, overwrite: bool = False, **_: Any) -> None:
-        """Write the adapter, and only the adapter, to a folder.
-
-        Raises:
-            OutputExistsError: the folder holds something already, and not `overwrite`.
-        """
-        from peftc.store import save
-
-        save(self, Path(save_directory), overwrite=overwrite)
-
-    def load_adapter_weights(self, folder: str | Path) -> None:
-        """Read the tensors of an adapter that has this module's plan into it.
-
-        Raises:
-            ForeignAdapterError, CorruptAdapterError: the folder is not of this plan, or damaged; nothing has changed.
-        """
-        from peftc.store import load_weights
-
-        load_weights(self, Path(folder))

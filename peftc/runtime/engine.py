@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,7 @@ class Entry:
         emitted: the functions that run it.
         ones: positions of the tensors that must be all ones for `fast` to be run in its stead.
         fast: the same program for such calls, or None.
+        enabled: whether the plan is in it, or it is the model as it came.
     """
 
     program: Program
@@ -43,6 +44,7 @@ class Entry:
     records: tuple[PassRecord, ...] = ()
     ones: tuple[int, ...] = ()
     fast: Entry | None = None
+    enabled: bool = True
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
@@ -104,21 +106,62 @@ class Engine:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(module, example_call(arguments), path)
-            self.keep_constants(constants)
-            entry = self.entry(program, enabled, records)
-            fast = for_ones(program)
-            if fast is not None:
-                positions = tuple(program.inputs.index(name) for name in fast.ones)
-                entry = replace(entry, ones=positions, fast=self.entry(fast, enabled, ()))
             after = (path, enabled, mode_key(module), key[3])
-            for each in {key, after}:  # a first call may write to the config: then both states have this program
-                self.programs.setdefault(each, []).append(entry)
-            self.entries.append(entry)
-            return entry
+            # A first call may write to the config: then both states have this program.
+            return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
-    def entry(self, program: Program, enabled: bool, records: tuple[PassRecord, ...]) -> Entry:
+    def install(
+        self,
+        program: Program,
+        analysis: Analysis,
+        constants: Mapping[str, Tensor],
+        records: tuple[PassRecord, ...],
+        arguments: Mapping[str, Any],
+        mode: Key,
+    ) -> Entry:
+        """Keep a program that was captured from the root, in mode `mode`, before there was an engine."""
+        call = read_call(self.parameters[""], (), arguments)
+        keys = {("", True, each, call.key) for each in (mode, mode_key(self.root))}
+        with self.lock:
+            return self.keep(keys, program, analysis, constants, records)
+
+    def keep(
+        self,
+        keys: Set[Key],
+        program: Program,
+        analysis: Analysis,
+        constants: Mapping[str, Tensor],
+        records: tuple[PassRecord, ...],
+    ) -> Entry:
+        """Put the plan into a program, and keep it under its keys."""
+        enabled = next(iter(keys))[1]
+        self.keep_constants(constants)
+        entry = self.entry(program, enabled, records, analysis)
+        fast = for_ones(program)
+        if fast is not None:
+            positions = tuple(program.inputs.index(name) for name in fast.ones)
+            entry = replace(entry, ones=positions, fast=self.entry(fast, enabled, ()))
+        for key in keys:
+            self.programs.setdefault(key, []).append(entry)
+        self.entries.append(entry)
+        return entry
+
+    def latest(self, enabled: bool = True) -> Entry:
+        """The program captured last, with the plan in it or without."""
+        for entry in reversed(self.entries):
+            if entry.enabled == enabled:
+                return entry
+        return self.entry(self.entries[-1].program, enabled, ())
+
+    def entry(
+        self,
+        program: Program,
+        enabled: bool,
+        records: tuple[PassRecord, ...],
+        analysis: Analysis | None = None,
+    ) -> Entry:
         """A program with the plan in it, as functions."""
-        analysis = analyse(program.graph, self.root)
+        analysis = analysis or analyse(program.graph, self.root)
         graph = (
             rewrite(program.graph, analysis, self.plan, program.root)
             if enabled
@@ -126,7 +169,7 @@ class Engine:
         )
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, program.root)
-        return Entry(program, analysis, graph, emitted, records)
+        return Entry(program, analysis, graph, emitted, records, enabled=enabled)
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""

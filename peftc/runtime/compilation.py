@@ -1,0 +1,74 @@
+"""From a model and rules to a compiled module: capture once, plan, build. The rules come bound; none is looked up here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftc.analyse import Analysis, analyse
+from peftc.capture import capture
+from peftc.capture.examples import example_arguments, prepare
+from peftc.capture.signature import Key, example_call, mode_key
+from peftc.graph.program import Program
+from peftc.lang import Bound
+from peftc.match import Plan, make_plan
+from peftc.passes import PassRecord
+from peftc.runtime.build import build
+from peftc.runtime.compiled import CompiledModule
+from peftc.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Look:
+    """One capture of a model, and what the rules make of it. Nothing of the model has changed yet.
+
+    Attributes:
+        arguments: the call that was captured, by name.
+        mode: what the model's mode was before the capture.
+        constants: tensors that tracing lifted out of the model's code.
+    """
+
+    analysis: Analysis
+    plan: Plan
+    program: Program
+    arguments: Mapping[str, Any] = field(hash=False)
+    mode: Key
+    constants: Mapping[str, Tensor] = field(hash=False)
+    records: tuple[PassRecord, ...]
+
+
+def look(
+    model: nn.Module,
+    bounds: Sequence[Bound],
+    example_inputs: Mapping[str, Any] | None = None,
+    defaults: Iterable[Bound] = (),
+    budget: int | None = None,
+) -> Look:
+    """Capture a model once, find its sites and match the rules.
+
+    Raises:
+        MatchError: the rules do not fit the model. CaptureError: the model cannot be captured.
+    """
+    prepare(model)
+    arguments = example_call(example_arguments(model, example_inputs))
+    mode = mode_key(model)
+    program, constants, records = capture(model, arguments)
+    analysis = analyse(program.graph, model)
+    plan = make_plan(bounds, analysis, model, defaults, budget)
+    return Look(analysis, plan, program, arguments, mode, constants, records)
+
+
+def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = CompiledModule) -> nn.Module:
+    """Compile a `twin`, in place, as its look says; the program of the look serves its first call.
+
+    Args:
+        looked: what `look` found in `copied`.
+        kind: the class that the compiled module's methods come from.
+    """
+    engine = Engine(copied, looked.plan, looked.analysis.blocks)
+    compiled = build(copied, looked.plan, engine, kind)
+    engine.install(looked.program, looked.analysis, looked.constants, looked.records, looked.arguments, looked.mode)
+    return compiled
