@@ -122,11 +122,16 @@ def read_call(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def mode_key(root: nn.Module) -> Key:
-    """The part of a signature that lies in the module: training mode, and the config flags that forwards read."""
+    """The part of a signature that lies in the module: training mode, dtype and device, and what forwards read of the config.
+
+    Casts and devices are constants of a captured program.
+    """
+    backbone = next((each for each in root.parameters() if each.is_floating_point()), None)
+    kind = () if backbone is None else (backbone.dtype, backbone.device.type, backbone.device.index)
     config = getattr(root, "config", None)
     if config is None:
-        return (root.training,)
-    return (root.training, *[getattr(config, flag, None) for flag in CONFIG_FLAGS])
+        return (root.training, *kind)
+    return (root.training, *kind, *[getattr(config, flag, None) for flag in CONFIG_FLAGS])
 
 
 def example_call(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a model and rules to a compiled module: capture once, plan, build. The rules come bound; none is looked up here."""
+"""From a model and rules to a compiled module: capture once, plan, build. No rule is looked up here: they come bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.examples import example_arguments, prepare
-from peftc.capture.signature import Key, example_call, mode_key
+from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.graph.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
@@ -26,7 +26,7 @@ class Look:
     """One capture of a model, and what the rules make of it. Nothing of the model has changed yet.
 
     Attributes:
-        arguments: the call that was captured, by name.
+        call: the call whose signature was captured.
         mode: what the model's mode was before the capture.
         constants: tensors that tracing lifted out of the model's code.
     """
@@ -34,7 +34,7 @@ class Look:
     analysis: Analysis
     plan: Plan
     program: Program
-    arguments: Mapping[str, Any] = field(hash=False)
+    call: Call
     mode: Key
     constants: Mapping[str, Tensor] = field(hash=False)
     records: tuple[PassRecord, ...]
@@ -53,12 +53,13 @@ def look(
         MatchError: the rules do not fit the model. CaptureError: the model cannot be captured.
     """
     prepare(model)
-    arguments = example_call(example_arguments(model, example_inputs))
+    # As the engine reads any call: the program will serve calls with these arguments in any order.
+    call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
     mode = mode_key(model)
-    program, constants, records = capture(model, arguments)
+    program, constants, records = capture(model, example_call(call.arguments))
     analysis = analyse(program.graph, model)
     plan = make_plan(bounds, analysis, model, defaults, budget)
-    return Look(analysis, plan, program, arguments, mode, constants, records)
+    return Look(analysis, plan, program, call, mode, constants, records)
 
 
 def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = CompiledModule) -> nn.Module:
@@ -70,5 +71,7 @@ def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = Comp
     """
     engine = Engine(copied, looked.plan, looked.analysis.blocks)
     compiled = build(copied, looked.plan, engine, kind)
-    engine.install(looked.program, looked.analysis, looked.constants, looked.records, looked.arguments, looked.mode)
+    engine.install(
+        looked.program, looked.analysis, looked.constants, looked.records, looked.call, looked.mode
+    )
     return compiled

@@ -15,7 +15,7 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.export import CONSTANTS
 from peftc.capture.normalise import for_ones
-from peftc.capture.signature import Key, Parameters, example_call, mode_key, read_call
+from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import ProgramError
 from peftc.graph.program import Program
@@ -116,11 +116,10 @@ class Engine:
         analysis: Analysis,
         constants: Mapping[str, Tensor],
         records: tuple[PassRecord, ...],
-        arguments: Mapping[str, Any],
+        call: Call,
         mode: Key,
     ) -> Entry:
         """Keep a program that was captured from the root, in mode `mode`, before there was an engine."""
-        call = read_call(self.parameters[""], (), arguments)
         keys = {("", True, each, call.key) for each in (mode, mode_key(self.root))}
         with self.lock:
             return self.keep(keys, program, analysis, constants, records)
