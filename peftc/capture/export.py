@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 import threading
 import traceback
@@ -54,7 +55,8 @@ def trace(root: nn.Module, arguments: Mapping[str, Any]) -> ExportedProgram:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # export warns about its own internals; users can do nothing there
-                return export(root, (), dict(arguments), dynamic_shapes=general(arguments, limit), strict=False)
+                with constants_baked_in(root, arguments) as inputs:
+                    return export(root, (), inputs, dynamic_shapes=general(inputs, limit), strict=False)
         except Exception as error:
             failure = failure or error
     assert failure is not None
@@ -63,15 +65,50 @@ def trace(root: nn.Module, arguments: Mapping[str, Any]) -> ExportedProgram:
     ) from failure
 
 
-def general(arguments: Mapping[str, Any], limit: int | None) -> Any:
-    """The `dynamic_shapes` that ask for every dimension below `limit` to stay general."""
+@contextmanager
+def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give `root` a forward that takes only the arguments with tensors in them, by name; yields those.
 
-    shapes = torch.export.ShapesCollection()
-    for leaf in pytree.tree_leaves(dict(arguments)):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            kept = leaf.dim() if limit is None else min(limit, leaf.dim())
-            shapes[leaf] = {dimension: Dim.AUTO for dimension in range(kept)}  # type: ignore[assignment]
-    return shapes
+    Export would have the other arguments as inputs too, and cannot say of those behind a `**` which they are.
+    """
+    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
+    constants = {name: value for name, value in arguments.items() if name not in inputs}
+    original = root.forward
+
+    def forward(**kwargs: Any) -> Any:
+        return original(**kwargs, **constants)
+
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
+    forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    own = vars(root).get("forward")
+    object.__setattr__(root, "forward", forward)
+    try:
+        yield inputs
+    finally:
+        if own is None:
+            object.__delattr__(root, "forward")
+        else:
+            object.__setattr__(root, "forward", own)
+
+
+def takes_part(value: Any) -> bool:
+    """Whether a value is a tensor, or a structure that export must take apart."""
+    return not isinstance(value, (bool, int, float, str, type(None)))
+
+
+def general(value: Any, limit: int | None) -> Any:
+    """The `dynamic_shapes` of a value: every dimension below `limit` of every tensor may vary."""
+    if isinstance(value, Tensor):
+        axes = range(value.dim() if limit is None else min(limit, value.dim()))
+        return {axis: Dim.AUTO for axis in axes if value.shape[axis] != 1}  # a size of 1 is always specialised
+    if type(value) in (list, tuple):
+        return type(value)(general(item, limit) for item in value)
+    if type(value) is dict:
+        return {name: general(item, limit) for name, item in value.items()}
+    if type(value) in pytree.SUPPORTED_NODES:
+        children, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [general(child, limit) for child in children]
+    return None
 
 
 def first_line(error: BaseException) -> str:
@@ -174,7 +211,7 @@ class Reader:
         """Names of the call's leaves in the order in which export flattened them."""
         for name, value in arguments.items():
             leaves = pytree.tree_leaves(value)
-            if isinstance(value, Tensor) or len(leaves) == 1 and leaves[0] is value:
+            if isinstance(value, Tensor) or (len(leaves) == 1 and leaves[0] is value):
                 yield name
             else:
                 yield from (f"{name}.{position}" for position in range(len(leaves)))
