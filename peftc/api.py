@@ -46,13 +46,14 @@ def plan(
         budget: largest number of new parameters.
 
     Raises:
-        SpecError, RuleError: a rule cannot be read. MatchError: it does not fit the model. CaptureError: the model cannot
-            be captured.
+        SpecError, RuleError: a rule cannot be read.
+        MatchError: it does not fit the model.
+        CaptureError: the model cannot be captured.
     """
     return look(model, bind_all(rules), example_inputs, default_rules() if defaults else (), budget).plan
 
 
-def compile(
+def compile(  # noqa: A001 - named as torch.compile is
     model: nn.Module,
     rules: RuleLike | Iterable[RuleLike],
     example_inputs: Mapping[str, Any] | None = None,
@@ -78,10 +79,12 @@ def load(
 ) -> nn.Module:
     """A model with the adapter of a folder that `save_pretrained` wrote.
 
-    The rules are those stored in the folder, not those of the library. Unless `trainable`, nothing of it trains.
+    The rules are those stored in the folder, not those of the library.
+    Unless `trainable`, nothing of it trains.
 
     Raises:
-        CorruptAdapterError: the folder is damaged. ForeignAdapterError: it belongs to another model; names the site.
+        CorruptAdapterError: the folder is damaged.
+        ForeignAdapterError: it belongs to another model; names the site.
     """
     return load_adapter(model, Path(folder), example_inputs, trainable=trainable)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from peftc.graph.reading import DYNAMIC_SIZE, operator_name, value
 
@@ -17,8 +18,8 @@ SYMBOL = re.compile(r"\b[su]\d+\b")
 def lines(graph: fx.Graph) -> dict[fx.Node, str]:
     """The line of each node, in the graph's order.
 
-    `name: dtype[sizes] = operator(arguments)`; a size that changes from call to call is a letter and a number, counted
-    in the order in which they come up.
+    `name: dtype[sizes] = operator(arguments)`; a size that changes from call to call is `n` and a
+    number, counted in the order in which they come up.
     """
     symbols: dict[str, str] = {}
 
@@ -57,7 +58,7 @@ def kind(node: fx.Node, size: Callable[[Any], str]) -> str:
 
 def called(node: fx.Node) -> str:
     """What a node calls: `aten.linear` for an operator, the bare name of any other function."""
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return f"{node.target.namespace}.{operator_name(node)}"
     return operator_name(node) or str(node.target)
 
@@ -71,9 +72,12 @@ def shown(argument: Any) -> str:
     if isinstance(argument, dict):
         return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in argument.items()) + "}"
     if isinstance(argument, slice):
-        return ":".join("" if part is None else shown(part) for part in (argument.start, argument.stop, argument.step))
+        bounds = (argument.start, argument.stop, argument.step)
+        return ":".join("" if part is None else shown(part) for part in bounds)
     if argument is Ellipsis:
         return "..."
     if isinstance(argument, int) and argument == DYNAMIC_SIZE:
         return "end"
-    return str(argument).removeprefix("torch.") if isinstance(argument, (torch.dtype, torch.layout)) else repr(argument)
+    if isinstance(argument, (torch.dtype, torch.layout)):
+        return str(argument).removeprefix("torch.")
+    return repr(argument)

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from peftc.graph.printing import lines
 from peftc.graph.reading import ADDED
-from peftc.inspect.whole import latest
+from peftc.inspect.whole import engine_of
 from peftc.match.plan import Plan
 
 LONGEST_SHOWN = 2  # a longer run of nodes that did not change is one line
@@ -58,9 +58,9 @@ class Diff:
 
 def diff(compiled: nn.Module) -> Diff:
     """The latest program of a compiled module, before and after its rewriting."""
-    entry = latest(compiled)
-    plan: Plan = compiled._peftc.plan  # type: ignore[assignment,union-attr]
-    return compare(entry.program.graph, entry.rewritten, plan)
+    engine = engine_of(compiled)
+    entry = engine.latest()
+    return compare(entry.program.graph, entry.rewritten, engine.plan)
 
 
 def compare(before: fx.Graph, after: fx.Graph, plan: Plan) -> Diff:

@@ -116,7 +116,8 @@ class Explanation:
         """Tables for a terminal."""
         parts: list[RenderableType] = []
         for rule in self.rules:
-            table = Table(title=Text(rule.heading, style="bold"), title_justify="left", box=None, header_style="dim")
+            title = Text(rule.heading, style="bold")
+            table = Table(title=title, title_justify="left", box=None, header_style="dim")
             for heading in HEADINGS:
                 table.add_column(heading, justify="right" if heading in ("sites", "trainable") else "left")
             for group in rule.groups:
@@ -138,7 +139,9 @@ def explain(compiled_or_plan: nn.Module | Plan) -> Explanation:
     Raises:
         TypeError: it is neither.
     """
-    plan = compiled_or_plan if isinstance(compiled_or_plan, Plan) else getattr(compiled_or_plan, "peftc_plan", None)
+    plan: object = compiled_or_plan
+    if isinstance(compiled_or_plan, nn.Module):
+        plan = getattr(compiled_or_plan, "peftc_plan", None)
     if not isinstance(plan, Plan):
         raise TypeError(f"{type(compiled_or_plan).__name__} is neither a plan nor a compiled module")
     counted: set[str] = set()

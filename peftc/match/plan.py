@@ -1,4 +1,4 @@
-"""The plan: pure data that says what will be done to a model. It can be printed, compared, hashed and saved."""
+"""The plan: pure data that says what will be done to a model. It can be compared, hashed and saved."""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ class Plan:
     def content(self) -> dict[str, Any]:
         """What the plan does, as JSON can hold it."""
         return {
-            "rules": [{"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options)} for bound in self.rules],
+            "rules": [
+                {"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options)}
+                for bound in self.rules
+            ],
             "applications": [
                 {
                     "rule": each.rule,

@@ -1,4 +1,4 @@
-"""From a model and rules to a compiled module: capture once, plan, build. No rule is looked up here: they come bound."""
+"""From a model and bound rules to a compiled module: capture once, plan, build. Looks no rule up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: one folder with the tensors and with all it takes to put them in again. Reads no library of rules."""
+"""Adapters on disk: a folder with tensors and all it takes to put them in again. Needs no rule library."""
 
 from peftc.store.loading import load_adapter, load_weights
 from peftc.store.saving import save

@@ -1,4 +1,4 @@
-"""Reads an adapter's folder into a model, whole or not at all. The rules are the stored ones, never the library's."""
+"""Reads an adapter's folder into a model, whole or not at all. The rules are those in the folder."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def load_adapter(
     tensors = read_tensors(folder, record)
     copied = twin(model)
     try:
-        # The tensors are at hand and all shapes are compared below, so there is nothing for a budget to refuse.
+        # All shapes are compared with the stored ones below, so there is nothing for a budget to refuse.
         looked = look(copied, record.bounds, example_inputs, budget=2**63)
     except MatchError as error:
         raise ForeignAdapterError(
-            f"made for a {record.made_for}; its rules do not fit this {type(model).__name__}: {error.message}",
+            f"made for a {record.made_for}, does not fit this {type(model).__name__}: {error.message}",
             where=str(folder),
             detail=error.detail,
             hint=error.hint,
@@ -60,17 +60,17 @@ def load_weights(compiled: nn.Module, folder: Path) -> None:
 
 
 def compare(record: Record, plan: Plan, folder: Path, model_name: str) -> None:
-    """Raise ForeignAdapterError unless a plan does exactly what a folder was saved from; names the first site."""
+    """Raise ForeignAdapterError unless a plan does what the stored one did; names the first site."""
     stored = {key_of(each.content): each.content for each in record.applications}
     here = {key_of(each): each for each in plan.content["applications"]}
-    differing = [key for key in (*stored, *(key for key in here if key not in stored)) if stored.get(key) != here.get(key)]
+    differing = [key for key in {**stored, **here} if stored.get(key) != here.get(key)]
     if differing:
         first, others = differing[0], len(differing) - 1
         raise ForeignAdapterError(
-            f"made for a {record.made_for} that differs from this {model_name} at {first[-1]}, where {first[0]} acts",
+            f"made for a {record.made_for}; this {model_name} differs at {first[-1]}, where {first[0]} acts",
             where=str(folder),
             detail=(f"stored:     {said(stored.get(first))}", f"this model: {said(here.get(first))}"),
-            hint=f"{others} other {'site differs' if others == 1 else 'sites differ'} too" if others else None,
+            hint=f"and at {others} other{'s' if others > 1 else ''}" if others else None,
         )
     if record.plan != plan.digest:
         saved = ", ".join(bound.text or bound.label for bound in record.bounds)
@@ -123,9 +123,8 @@ def read_tensors(folder: Path, record: Record) -> dict[str, Tensor]:
             raise CorruptAdapterError(f"{name} is a tensor that {RECORD_FILE} does not name", where=str(path))
         if (list(tensor.shape), dtype_name(tensor.dtype)) != (expected.shape, expected.dtype):
             found = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}"
-            raise CorruptAdapterError(
-                f"{name} is {found}, not {expected.dtype} {expected.shape} as {RECORD_FILE} says", where=str(path)
-            )
+            message = f"{name} is {found}, not {expected.dtype} {expected.shape} as {RECORD_FILE} says"
+            raise CorruptAdapterError(message, where=str(path))
     return tensors
 
 

@@ -124,7 +124,7 @@ def record_of(compiled: nn.Module, plan: Plan, tensors: str) -> Record:
         )
 
     return Record(
-        format=FORMAT,
+        format=1,
         peftc=installed("peftc"),
         torch=installed("torch"),
         transformers=installed("transformers"),

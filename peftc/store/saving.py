@@ -21,8 +21,9 @@ OWN_FILES = (TENSOR_FILE, RECORD_FILE)  # the record last: it vouches for the te
 def save(compiled: nn.Module, folder: Path, *, overwrite: bool) -> None:
     """Write the adapter of a compiled module.
 
-    Everything is written beside the folder first and then renamed. Where the folder holds an adapter and nothing else,
-    it is replaced as a whole; other files in it stay, and ours are replaced one by one.
+    Everything is written beside the folder first and then renamed. A folder that holds an adapter and nothing
+    else is replaced as a whole. Where it holds other files they stay, and ours are replaced one by one: a process
+    that ends between the two leaves a pair that does not match, which loading refuses.
 
     Raises:
         OutputExistsError: the folder holds something already, and not `overwrite`.
@@ -32,13 +33,13 @@ def save(compiled: nn.Module, folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError("is a file", where=str(folder), hint="an adapter is saved to a folder")
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if there and not overwrite:
-        raise OutputExistsError(
-            f"holds {', '.join(sorted(there)[:4])} already", where=str(folder), hint="overwrite=True replaces it"
-        )
+        held = ", ".join(sorted(there)[:4])
+        hint = "overwrite=True replaces it"
+        raise OutputExistsError(f"holds {held} already", where=str(folder), hint=hint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
     try:
-        work.chmod(0o777 & ~current_umask())  # a temporary folder is for its owner alone; the adapter's need not be
+        work.chmod(0o777 & ~current_umask())  # temporary folders are for their owner alone
         write(compiled, work)
         if there - set(OWN_FILES):
             for name in OWN_FILES:
@@ -54,7 +55,9 @@ def save(compiled: nn.Module, folder: Path, *, overwrite: bool) -> None:
 def write(compiled: nn.Module, folder: Path) -> None:
     """Write both files and make sure that the disk has them."""
     plan: Plan = compiled.peftc_plan  # type: ignore[assignment]
-    tensors = {path: held.detach().cpu().contiguous() for path, held in stored_tensors(compiled, plan).items()}
+    tensors = {
+        path: held.detach().cpu().contiguous() for path, held in stored_tensors(compiled, plan).items()
+    }
     missing = [path for path, tensor in tensors.items() if tensor.is_meta]
     if missing:
         raise StoreError(f"{missing[0]} has no values: it is on the meta device")
@@ -81,7 +84,7 @@ def stored_tensors(compiled: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 def put_in_place(work: Path, folder: Path) -> None:
-    """Rename the new folder to its name. An old one is moved aside, and back again should the renaming fail."""
+    """Rename the new folder to its name. An old one is moved aside, and back should the renaming fail."""
     if not folder.exists() or not any(folder.iterdir()):
         work.replace(folder)
         return

@@ -1,4 +1,4 @@
-"""The methods of a compiled module that write and read adapters. Nothing but the way to the functions here."""
+"""The methods of a compiled module that write and read adapters. Nothing but the way to those functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class StoredModule(CompiledModule):
         """Read the tensors of an adapter that has this module's plan into it.
 
         Raises:
-            ForeignAdapterError, CorruptAdapterError: the folder is not of this plan, or damaged; nothing has changed.
+            ForeignAdapterError, CorruptAdapterError: the folder is not of this plan, or damaged; then nothing
+                has changed.
         """
         from peftc.store.loading import load_weights
 
