@@ -86,7 +86,7 @@ class Engine:
             if entry.fits(call.tensors):
                 break
         else:
-            entry = self.capture(key, call.arguments)
+            entry = self.shared(key, call.tensors) or self.capture(key, call.arguments)
         if entry.fast is not None and all(bool((call.tensors[position] == 1).all()) for position in entry.ones):
             entry = entry.fast
         return entry.emitted.function(module, *call.tensors)
@@ -109,6 +109,15 @@ class Engine:
             after = (path, enabled, mode_key(module), key[3])
             # A first call may write to the config: then both states have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
+
+    def shared(self, key: Key, tensors: Sequence[Tensor]) -> Entry | None:
+        """The entry of a call whose program was captured already, with the adapters in the other state."""
+        path, enabled, mode, call = key
+        with self.lock:
+            for other in self.programs.get((path, not enabled, mode, call), ()):
+                if other.fits(tensors):
+                    return self.keep({key}, other.program, other.analysis, {}, other.records)
+        return None
 
     def install(
         self,
