@@ -22,8 +22,8 @@ def save(compiled: nn.Module, folder: Path, *, overwrite: bool) -> None:
     """Write the adapter of a compiled module.
 
     Everything is written beside the folder first and then renamed. A folder that holds an adapter and nothing
-    else is replaced as a whole. Where it holds other files they stay, and ours are replaced one by one: a process
-    that ends between the two leaves a pair that does not match, which loading refuses.
+    else is replaced as a whole. Where it holds other files they stay, and ours are replaced one by one: a
+    process that ends between the two leaves a pair that does not match, which loading refuses.
 
     Raises:
         OutputExistsError: the folder holds something already, and not `overwrite`.
