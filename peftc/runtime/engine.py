@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -70,6 +71,19 @@ class Engine:
         self.plain: dict[str, type[nn.Module]] = {}
         self.lock = threading.RLock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """The engine of a copied module: functions take the module that they run, so both have the same ones."""
+        copied = Engine.__new__(Engine)
+        memo[id(self)] = copied
+        copied.__dict__.update(self.__dict__)
+        copied.root = copy.deepcopy(self.root, memo)
+        copied.templates = Templates(list(self.templates.functions), dict(self.templates.numbers))
+        copied.programs = {key: list(entries) for key, entries in self.programs.items()}
+        copied.entries = list(self.entries)
+        copied.parameters, copied.plain = dict(self.parameters), dict(self.plain)
+        copied.lock = threading.RLock()
+        return copied
+
     def enrol(self, path: str, module: nn.Module) -> None:
         """Remember a module's own class and the arguments of its forward."""
         self.plain[path] = type(module)
@@ -87,7 +101,9 @@ class Engine:
                 break
         else:
             entry = self.shared(key, call.tensors) or self.capture(key, call.arguments)
-        if entry.fast is not None and all(bool((call.tensors[position] == 1).all()) for position in entry.ones):
+        if entry.fast is not None and all(
+            bool((call.tensors[position] == 1).all()) for position in entry.ones
+        ):
             entry = entry.fast
         return entry.emitted.function(module, *call.tensors)
 
