@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from peftc.capture import capture
+from peftc.capture.examples import prepare
 from peftc.capture.export import CONSTANTS
 from peftc.emit import Templates, emit
 from peftc.graph.program import Program
@@ -17,6 +18,7 @@ from peftc.graph.reading import operator_name
 def captured(module: nn.Module, *, train: bool = False, **inputs: Any) -> Program:
     """The normalised program of one call, its constants put into the module."""
     module.train(train)
+    prepare(module)
     program, constants, _ = capture(module, inputs)
     if constants and not hasattr(module, CONSTANTS):
         module.add_module(CONSTANTS, nn.Module())

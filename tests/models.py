@@ -1,4 +1,4 @@
-"""Models for tests: tiny ones from a config and a seed, and the real ones of the data packages. Trains nothing."""
+"""Models for tests: tiny ones from a config and a seed, real ones from the data packages. Trains nothing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ def bert(seed: int = 0, *, dropout: float = 0.0, attention: str = "sdpa", **sett
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(seed)
+    given: dict[str, Any] = {
+        "num_labels": 3,
+        "num_hidden_layers": 2,
+        "attn_implementation": attention,
+        **settings,
+    }
     config = BertConfig(
         vocab_size=WORDS,
         hidden_size=24,
         intermediate_size=40,
-        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        num_labels=3,
         initializer_range=0.3,
-        attn_implementation=attention,
-        **settings,
+        **given,
     )
     return shaken(BertForSequenceClassification(config)).eval()
 

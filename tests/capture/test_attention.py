@@ -33,10 +33,12 @@ def divided(self: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
 
 
 def with_mask(self: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
     return torch.softmax(q @ k.transpose(-1, -2) / 2.5 + mask, -1) @ v
 
 
 def mask_first(self: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
     return torch.softmax(mask + q @ k.transpose(-1, -2) / 2.5, -1) @ v
 
 
@@ -63,6 +65,7 @@ def soft_capped(self: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
 
 
 def scaled_with_its_mask(self: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
     return torch.softmax((q @ k.transpose(-1, -2) + mask) * 0.3, -1) @ v
 
 
