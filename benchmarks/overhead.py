@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, {options.rounds} interleaved rounds, CPU time")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, 1 thread, {options.rounds} interleaved rounds, CPU time"
+    )
     print(f"{'model':34} {'S':>5} {'mask':>5} {'ms':>8} {'ratio':>7} {'minima':>7} {'control':>8}  outputs")
     results = []
     for make in (encoder, decoder):

@@ -59,7 +59,9 @@ class Pipeline:
                 raise
             except Exception as error:
                 before = ", ".join(record.name for record in records) or "none"
-                raise PassFailed(f"pass {name} failed: {error}", detail=(f"passes that ran before it: {before}",)) from error
+                raise PassFailed(
+                    f"pass {name} failed: {error}", detail=(f"passes that ran before it: {before}",)
+                ) from error
             record = PassRecord(name, changed, time.perf_counter() - start, len(graph.nodes))
             records.append(record)
             if self.watch is not None:

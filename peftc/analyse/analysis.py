@@ -15,7 +15,16 @@ from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.site import Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
-from peftc.graph.reading import argument, is_call, is_parameter, is_tensor, module_path, operator_name, shape, value
+from peftc.graph.reading import (
+    argument,
+    is_call,
+    is_parameter,
+    is_tensor,
+    module_path,
+    operator_name,
+    shape,
+    value,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ class Reader:
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections)
         self.cores = attention_cores(graph, self.projections, self.flow)
-        taken = {node for core in self.cores for node in core.parts} | {core.o for core in self.cores if core.o}
+        taken = {node for core in self.cores for node in core.parts} | {
+            core.o for core in self.cores if core.o
+        }
         self.feed_forwards = feed_forwards(graph, self.projections, self.flow, taken)
         self.heads = set(self.head_nodes())
 
@@ -134,13 +145,20 @@ class Reader:
                     evidence = f"{part} of a feed-forward network with {network.activation}"
                     roles.setdefault(node, []).append((part, None, "", evidence))
         for node, projection in self.projections.items():
-            default = ("head", None, "", "makes the model's output") if node in self.heads else ("", None, "", "")
+            default = (
+                ("head", None, "", "makes the model's output") if node in self.heads else ("", None, "", "")
+            )
             for part, index, scope, evidence in roles.get(node, [default]):
                 rows = None if index is None else rows_of(index, projection.d_out)
                 yield self.linear(projection, part, rows, scope, evidence)
 
     def linear(
-        self, projection: Projection, part: str, rows: tuple[tuple[int, int], ...] | None, scope: str, evidence: str
+        self,
+        projection: Projection,
+        part: str,
+        rows: tuple[tuple[int, int], ...] | None,
+        scope: str,
+        evidence: str,
     ) -> tuple[Site, Use]:
         """One linear site."""
         node = projection.node
@@ -175,7 +193,9 @@ class Reader:
         if query is not None:
             ports["h"] = Port("value", query, 0)
             sizes["d_model"] = self.projections[query].d_in
-        site = Site("attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}")
+        site = Site(
+            "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
+        )
         return site, Use(node, ports)
 
     def ffn(self, network: FeedForward) -> tuple[Site, Use]:
@@ -208,7 +228,9 @@ class Reader:
                 weights["b"] = str(bias.target)
             path = self.owner(node, str(weight.target))
             evidence = operator_name(node)
-            site = Site("norm", "", path, self.layer(node), {"d": shape(weight)[0]}, weights, evidence=evidence)
+            site = Site(
+                "norm", "", path, self.layer(node), {"d": shape(weight)[0]}, weights, evidence=evidence
+            )
             yield site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
@@ -221,7 +243,15 @@ class Reader:
                 continue
             sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
             path = self.owner(node, str(table.target))
-            site = Site("embedding", "", path, self.layer(node), sizes, {"W": str(table.target)}, evidence="gather of rows")
+            site = Site(
+                "embedding",
+                "",
+                path,
+                self.layer(node),
+                sizes,
+                {"W": str(table.target)},
+                evidence="gather of rows",
+            )
             yield site, Use(node, {"y": Port("result", node)})
 
     def head_nodes(self) -> Iterator[fx.Node]:
@@ -248,7 +278,9 @@ class Reader:
                 continue
             projection = self.projections[node]
             vocabulary = projection.d_out == max(tables, default=None)
-            site, use = self.linear(projection, "vocabulary" if vocabulary else "task", None, "", "makes the model's output")
+            site, use = self.linear(
+                projection, "vocabulary" if vocabulary else "task", None, "", "makes the model's output"
+            )
             yield replace(site, role="head"), use
 
     def block_sites(self) -> Iterator[tuple[Site, Use]]:
@@ -260,17 +292,35 @@ class Reader:
                 members.setdefault(block, []).append(node)
         for (path, _), nodes in members.items():
             inside = set(nodes)
-            leaving = [node for node in nodes if any(user not in inside and user.op != "output" for user in node.users)]
+            leaving = [
+                node
+                for node in nodes
+                if any(user not in inside and user.op != "output" for user in node.users)
+            ]
             if not leaving or value(leaving[-1]).dim() < 2:
                 continue
             last = leaving[-1]
-            site = Site("block", "", path, self.blocks[path], {"d_model": shape(last)[-1]}, evidence="child of a module list")
+            site = Site(
+                "block",
+                "",
+                path,
+                self.blocks[path],
+                {"d_model": shape(last)[-1]},
+                evidence="child of a module list",
+            )
             yield site, Use(last, {"y": Port("result", last)})
 
     def positions(self) -> Iterator[tuple[Site, Use]]:
         """Places that read where tokens stand."""
         for node, port in position_ports(self.graph, lambda path: lookup(self.root, path)):
-            site = Site("positions", "", module_path(node), self.layer(node), {}, evidence="whole numbers that count up")
+            site = Site(
+                "positions",
+                "",
+                module_path(node),
+                self.layer(node),
+                {},
+                evidence="whole numbers that count up",
+            )
             yield site, Use(node, {"p": port})
 
     def tensors(self) -> Iterator[tuple[Site, Use]]:
@@ -278,8 +328,13 @@ class Reader:
         for node in self.graph.nodes:
             if is_parameter(node) and not is_ours(str(node.target)):
                 path = str(node.target)
-                layer = next((number for block, number in self.blocks.items() if path.startswith(f"{block}.")), None)
-                yield Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"), Use(node, {})
+                layer = next(
+                    (number for block, number in self.blocks.items() if path.startswith(f"{block}.")), None
+                )
+                yield (
+                    Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"),
+                    Use(node, {}),
+                )
 
 
 def lookup(root: nn.Module, path: str) -> Tensor:

@@ -73,7 +73,8 @@ class ChannelFlow:
         result = {}
         for origin in dict.fromkeys(origin for channels in each for origin in channels):
             filled = [
-                channels.get(origin, torch.full(shape(part), -1)) for channels, part in zip(each, parts, strict=True)
+                channels.get(origin, torch.full(shape(part), -1))
+                for channels, part in zip(each, parts, strict=True)
             ]
             result[origin] = node.target(filled, *node.args[1:], **node.kwargs)  # type: ignore[operator]
         return result
@@ -132,7 +133,9 @@ def downstream(node: fx.Node, projections: Mapping[fx.Node, Projection]) -> list
             if user in projections:
                 if projections[user].x is current and user not in found:
                     found.append(user)
-            elif user not in seen and (operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem):
+            elif user not in seen and (
+                operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem
+            ):
                 seen.add(user)
                 queue.append(user)
         if found:

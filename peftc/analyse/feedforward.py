@@ -54,7 +54,9 @@ def feed_forwards(
     return list(found.values())
 
 
-def factor(activation: fx.Node, own: fx.Node, flow: ChannelFlow, taken: Collection[fx.Node]) -> fx.Node | None:
+def factor(
+    activation: fx.Node, own: fx.Node, flow: ChannelFlow, taken: Collection[fx.Node]
+) -> fx.Node | None:
     """The projection whose output an activation is multiplied with on its way down, if there is one."""
     queue, seen = [activation], {activation}
     while queue:

@@ -26,7 +26,9 @@ from peftc.graph.reading import MODULES, STATE, is_parameter
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
 
 
-def export_call(root: nn.Module, arguments: Mapping[str, Any], path: str = "") -> tuple[Program, dict[str, Tensor]]:
+def export_call(
+    root: nn.Module, arguments: Mapping[str, Any], path: str = ""
+) -> tuple[Program, dict[str, Tensor]]:
     """Capture one call of `root`, which lies at `path` of its model.
 
     Returns:
@@ -54,14 +56,17 @@ def trace(root: nn.Module, arguments: Mapping[str, Any]) -> ExportedProgram:
     for limit in (None, 2):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # export warns about its own internals; users can do nothing there
+                warnings.simplefilter(
+                    "ignore"
+                )  # export warns about its own internals; users can do nothing there
                 with constants_baked_in(root, arguments) as inputs:
                     return export(root, (), inputs, dynamic_shapes=general(inputs, limit), strict=False)
         except Exception as error:
             failure = failure or error
     assert failure is not None
     raise CaptureError(
-        f"{type(root).__name__} cannot be captured: {first_line(failure)}", detail=tuple(source_lines(failure))
+        f"{type(root).__name__} cannot be captured: {first_line(failure)}",
+        detail=tuple(source_lines(failure)),
     ) from failure
 
 
@@ -100,7 +105,9 @@ def general(value: Any, limit: int | None) -> Any:
     """The `dynamic_shapes` of a value: every dimension below `limit` of every tensor may vary."""
     if isinstance(value, Tensor):
         axes = range(value.dim() if limit is None else min(limit, value.dim()))
-        return {axis: Dim.AUTO for axis in axes if value.shape[axis] != 1}  # a size of 1 is always specialised
+        return {
+            axis: Dim.AUTO for axis in axes if value.shape[axis] != 1
+        }  # a size of 1 is always specialised
     if type(value) in (list, tuple):
         return type(value)(general(item, limit) for item in value)
     if type(value) is dict:
@@ -121,7 +128,9 @@ def source_lines(error: BaseException) -> Iterator[str]:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "/torch/" not in frame.filename and not frame.filename.startswith("<") and "/peftc/" not in frame.filename
+        if "/torch/" not in frame.filename
+        and not frame.filename.startswith("<")
+        and "/peftc/" not in frame.filename
     ]
     for frame in frames[-2:]:
         if frame.name != "run" or "threading" not in frame.filename:
@@ -154,7 +163,9 @@ def in_thread(work: Any) -> Any:
 @contextmanager
 def quiet(root: nn.Module) -> Iterator[None]:
     """Gradient checkpointing off while tracing: recomputation is a matter of running, not of what is computed."""
-    switched = [module for module in root.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    switched = [
+        module for module in root.modules() if getattr(module, "gradient_checkpointing", False) is True
+    ]
     for module in switched:
         module.gradient_checkpointing = False  # type: ignore[assignment]
     try:
@@ -167,7 +178,9 @@ def quiet(root: nn.Module) -> Iterator[None]:
 class Reader:
     """Copies an exported graph into one whose state is read by path and whose output is the model's own object."""
 
-    def __init__(self, exported: ExportedProgram, root: nn.Module, path: str, constants: dict[str, Tensor]) -> None:
+    def __init__(
+        self, exported: ExportedProgram, root: nn.Module, path: str, constants: dict[str, Tensor]
+    ) -> None:
         self.exported, self.root, self.path, self.constants = exported, root, path, constants
         self.graph = fx.Graph()
         self.first: dict[int, str] = {}
@@ -235,7 +248,11 @@ class Reader:
             if node.op in ("placeholder", "get_attr") and node in env:
                 continue
             if node.op == "get_attr":
-                inner = module.get_submodule(node.target) if not hasattr(module, node.target) else getattr(module, node.target)
+                inner = (
+                    module.get_submodule(node.target)
+                    if not hasattr(module, node.target)
+                    else getattr(module, node.target)
+                )
                 env[node] = inner
                 if isinstance(inner, Tensor):
                     self.constants[node.target] = inner
@@ -252,7 +269,9 @@ class Reader:
                 continue
             name = getattr(node.target, "__name__", str(node.target))
             if name.startswith("wrap_with_"):
-                env[node] = self.inline(node, env, grad=name != "wrap_with_set_grad_enabled" or bool(node.args[0]))
+                env[node] = self.inline(
+                    node, env, grad=name != "wrap_with_set_grad_enabled" or bool(node.args[0])
+                )
                 continue
             copied = self.graph.create_node(
                 "call_function",
@@ -283,7 +302,9 @@ class Reader:
 
         Where gradients were off and the body could have carried some, its results are detached.
         """
-        position = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+        position = next(
+            i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )
         body: fx.GraphModule = env[node.args[position]]
         actual = [env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[position + 1 :]]
         inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]

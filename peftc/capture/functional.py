@@ -10,8 +10,34 @@ from torch import fx
 from peftc.graph.reading import operator_name
 
 VIEWS = frozenset(
-    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand split split_with_sizes"
-    " chunk unbind narrow flatten unflatten alias detach diagonal view_as expand_as movedim swapaxes".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "transpose",
+        "permute",
+        "t",
+        "numpy_T",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "narrow",
+        "flatten",
+        "unflatten",
+        "alias",
+        "detach",
+        "diagonal",
+        "view_as",
+        "expand_as",
+        "movedim",
+        "swapaxes",
+    ]
 )
 
 
@@ -49,7 +75,11 @@ class MakeFunctional:
 def functional_twin(node: fx.Node) -> torch._ops.OpOverload | None:
     """The operator that computes what an in-place one writes; None for operators that write nothing."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+    if (
+        node.op != "call_function"
+        or not isinstance(target, torch._ops.OpOverload)
+        or not target._schema.is_mutable
+    ):
         return None
     space, _, name = target._schema.name.partition("::")
     if not name.endswith("_") or name.endswith("__"):

@@ -10,7 +10,13 @@ from torch import fx
 
 from peftc.graph.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, value
 
-ASSERTS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size")
+ASSERTS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ def same_shape(before: torch.Tensor, after: torch.Tensor) -> bool:
 def mutated(node: fx.Node) -> bool:
     """Whether some user writes into the value of a node."""
     return any(
-        isinstance(user.target, torch._ops.OpOverload) and user.target._schema.is_mutable and user.args[0] is node
+        isinstance(user.target, torch._ops.OpOverload)
+        and user.target._schema.is_mutable
+        and user.args[0] is node
         for user in node.users
     )
 

@@ -46,8 +46,7 @@ def for_ones(program: Program) -> Program | None:
     masks = [
         mask
         for node in program.graph.nodes
-        if is_call(node, "scaled_dot_product_attention")
-        and (mask := node.kwargs["attn_mask"]) is not None
+        if is_call(node, "scaled_dot_product_attention") and (mask := node.kwargs["attn_mask"]) is not None
     ]
     nodes = {node for mask in masks for node in ancestors(mask)}
     sources = [node for node in nodes if node.op == "placeholder" and reads_content(node, nodes)]

@@ -86,7 +86,9 @@ def read_call(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, 
         if name in arguments:
             raise ProgramError(f"forward was given {name!r} twice")
         if name not in parameters.names and not parameters.open:
-            raise ProgramError(f"forward has no argument {name!r}", hint="it has " + ", ".join(parameters.names))
+            raise ProgramError(
+                f"forward has no argument {name!r}", hint="it has " + ", ".join(parameters.names)
+            )
         arguments[name] = value
     parts: list[Any] = []
     names: list[str] = []
@@ -142,7 +144,9 @@ def example_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     leaves, structure = pytree.tree_flatten(dict(arguments))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    cached = any(not isinstance(value, (Tensor, bool, int, float, str, type(None))) for value in arguments.values())
+    cached = any(
+        not isinstance(value, (Tensor, bool, int, float, str, type(None))) for value in arguments.values()
+    )
     batches = {int(tensor.shape[0]) for tensor in tensors if tensor.dim()}
     lengths = {int(tensor.shape[1]) for tensor in tensors if tensor.dim() > 1}
     taken = {int(size) for tensor in tensors for size in tensor.shape[1:]}

@@ -26,7 +26,9 @@ class ObjectOf:
 
 def structure_maker(kind: type, context: Any, count: int) -> Callable[[list[Any]], Any]:
     """A function that makes an object of a registered pytree class from its `count` children."""
-    example = pytree.SUPPORTED_NODES[kind].unflatten_fn([Slot(position) for position in range(count)], context)
+    example = pytree.SUPPORTED_NODES[kind].unflatten_fn(
+        [Slot(position) for position in range(count)], context
+    )
     recipe = recipe_of(example)
 
     def make(children: list[Any]) -> Any:
@@ -44,7 +46,11 @@ def has_slot(value: Any) -> bool:
         return any(map(has_slot, value.values()))
     if isinstance(value, (list, tuple)):
         return any(map(has_slot, value))
-    return hasattr(value, "__dict__") and not isinstance(value, type) and any(map(has_slot, vars(value).values()))
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type)
+        and any(map(has_slot, vars(value).values()))
+    )
 
 
 def recipe_of(value: Any) -> Any:

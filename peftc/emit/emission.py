@@ -48,7 +48,9 @@ class Emission:
 
     def __init__(self, graph: fx.Graph, blocks: Mapping[str, int], templates: Templates, root: str) -> None:
         self.graph, self.templates, self.root = graph, templates, root
-        inside = {path: number for path, number in blocks.items() if path != root and below(path, root) is not None}
+        inside = {
+            path: number for path, number in blocks.items() if path != root and below(path, root) is not None
+        }
         self.assigned, self.order = regions(graph, inside)
         self.outer = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
@@ -72,7 +74,9 @@ class Emission:
         self.outer.output(fx.map_arg(output.args[0], self.outside))
         number = self.templates.number(self.outer, self.root or "model")
         return Emitted(
-            self.templates.functions[number], self.outer, {path: tuple(numbers) for path, numbers in self.used.items()}
+            self.templates.functions[number],
+            self.outer,
+            {path: tuple(numbers) for path, numbers in self.used.items()},
         )
 
     def outside(self, node: fx.Node) -> fx.Node:
@@ -92,7 +96,9 @@ class Emission:
         inside, inputs, outputs = set(nodes), [], []
         for node in nodes:
             for source in node.all_input_nodes:
-                own = source.op == "get_attr" and (source.target == MODE or below(str(source.target), path) is not None)
+                own = source.op == "get_attr" and (
+                    source.target == MODE or below(str(source.target), path) is not None
+                )
                 if source not in inside and source not in inputs and not own:
                     inputs.append(source)
             if any(user not in inside for user in node.users):

@@ -35,7 +35,11 @@ def structure(graph: fx.Graph) -> Hashable:
     rows = []
     for node in graph.nodes:
         number[node] = len(number)
-        target = node.target if node.op in ("get_attr", "call_module", "placeholder") else f"{id(node.target)} {node.target}"
+        target = (
+            node.target
+            if node.op in ("get_attr", "call_module", "placeholder")
+            else f"{id(node.target)} {node.target}"
+        )
         if node.op == "placeholder":
             target = ""
         args = fx.map_arg((node.args, dict(node.kwargs)), lambda source: Reference(number[source]))

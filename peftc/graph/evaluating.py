@@ -21,7 +21,9 @@ def ones_for(placeholder: fx.Node, batch: int, length: int) -> Tensor:
     return torch.ones(sizes, dtype=seen.dtype)
 
 
-def evaluate(target: fx.Node, nodes: Set[fx.Node], sizes: tuple[int, int], state: Callable[[str], Tensor]) -> Tensor:
+def evaluate(
+    target: fx.Node, nodes: Set[fx.Node], sizes: tuple[int, int], state: Callable[[str], Tensor]
+) -> Tensor:
     """The value of `target` for inputs of ones of (batch, length) `sizes`.
 
     Args:
@@ -40,7 +42,9 @@ def evaluate(target: fx.Node, nodes: Set[fx.Node], sizes: tuple[int, int], state
             env[node] = state(str(node.target)).detach().cpu()
         else:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
-            here = {key: torch.device("cpu") if key == "device" and item else item for key, item in kwargs.items()}
+            here = {
+                key: torch.device("cpu") if key == "device" and item else item for key, item in kwargs.items()
+            }
             env[node] = node.target(*args, **here)
     result = env[target]
     assert isinstance(result, Tensor)

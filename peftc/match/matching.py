@@ -20,7 +20,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def make_plan(
-    bounds: Sequence[Bound], analysis: Analysis, root: nn.Module, defaults: Iterable[Bound] = (), budget: int | None = None
+    bounds: Sequence[Bound],
+    analysis: Analysis,
+    root: nn.Module,
+    defaults: Iterable[Bound] = (),
+    budget: int | None = None,
 ) -> Plan:
     """Match rules to the sites of a model.
 
@@ -38,7 +42,9 @@ def make_plan(
     asked = {bound.label for bound in bounds}
     added = [bound for bound in defaults if bound.rule.name not in {other.rule.name for other in bounds}]
     rules = order([*bounds, *added])
-    sizes = {name: parameter.numel() for name, parameter in root.named_parameters() if HOME not in name.split(".")}
+    sizes = {
+        name: parameter.numel() for name, parameter in root.named_parameters() if HOME not in name.split(".")
+    }
     matcher = Matcher(analysis, root)
     for bound in rules:
         matcher.match(bound, required=bound.label in asked)
@@ -136,11 +142,15 @@ class Matcher:
                 parameters.append(NewParameter(port, path, ("d_out",), (site.sizes["d_out"],), "zeros", {}))
                 inserted[port] = port
         if section.train and site.rows is not None and trains:
-            self.skips.append(Skip(bound.label, site, "its weight is shared with other parts and cannot be trained alone"))
+            self.skips.append(
+                Skip(bound.label, site, "its weight is shared with other parts and cannot be trained alone")
+            )
             return
         taken = {path for each in self.applications for path in each.trains.values()}
         if section.train and trains and set(trains.values()) <= taken and not parameters:
-            other = next(each.rule for each in self.applications if set(each.trains.values()) & set(trains.values()))
+            other = next(
+                each.rule for each in self.applications if set(each.trains.values()) & set(trains.values())
+            )
             self.skips.append(Skip(bound.label, site, f"{other} trains it already"))
             return
         if not (trains or parameters or section.rewrite):
@@ -148,7 +158,9 @@ class Matcher:
             return
         self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
 
-    def new_parameters(self, bound: Bound, section: Section, site: Site, number: int) -> Iterable[NewParameter]:
+    def new_parameters(
+        self, bound: Bound, section: Section, site: Site, number: int
+    ) -> Iterable[NewParameter]:
         """The parameters that a section makes at a site."""
         known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
         for name, parameter in section.parameters.items():
@@ -183,10 +195,14 @@ class Matcher:
         for selector in bound.parts:
             if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
                 continue
-            there = sorted({f"{site.scope}.{site.part}" if site.scope else site.part or OTHER for site in sites})
+            there = sorted(
+                {f"{site.scope}.{site.part}" if site.scope else site.part or OTHER for site in sites}
+            )
             raise UnknownPartError(
                 f"{bound.label}: this model has no part {selector.text!r}",
-                hint=f"it has: {', '.join(there)}" if there else f"it has no {' or '.join(bound.rule.match.role)} at all",
+                hint=f"it has: {', '.join(there)}"
+                if there
+                else f"it has no {' or '.join(bound.rule.match.role)} at all",
             )
 
     def nothing(self, bound: Bound) -> MatchError:
@@ -195,7 +211,9 @@ class Matcher:
         role = " or ".join(bound.rule.match.role)
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
-            return NoMatchError(f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}")
+            return NoMatchError(
+                f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}"
+            )
         if bound.path_glob is not None:
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
@@ -204,11 +222,17 @@ class Matcher:
                 hint=f"nearest: {', '.join(near)}",
             )
         parts = bound.parts_of(bound.rule)
-        close = [skip for skip in skipped if not parts or any(s.accepts(skip.site.role, skip.site.part) for s in parts)]
+        close = [
+            skip
+            for skip in skipped
+            if not parts or any(s.accepts(skip.site.role, skip.site.part) for s in parts)
+        ]
         reasons: dict[str, list[Site]] = {}
         for skip in close or skipped:
             reasons.setdefault(skip.reason, []).append(skip.site)
-        detail = [f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()]
+        detail = [
+            f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()
+        ]
         return NoMatchError(
             f"{bound.label} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
             detail=tuple(detail[:6]),
@@ -219,7 +243,9 @@ class Matcher:
 def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
     """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
     ports = ROLES[site.role].ports
-    names: set[str] = {name for expression in expressions(rule, section).values() for name in expression.names}
+    names: set[str] = {
+        name for expression in expressions(rule, section).values() for name in expression.names
+    }
     needed = [port for name, port in ports.items() if name in names]
     absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
     if "h" in names and "h" in ports and "d_model" not in site.sizes:

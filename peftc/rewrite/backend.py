@@ -68,7 +68,9 @@ class GraphBackend:
             return self.make(F.linear, left.held, right.held)
         if len(right.axes) == 2 and right.axes[0] == summed and right.axes[1] not in left.axes:
             return self.make(torch.matmul, left.held, right.held)
-        letters = {axis: chr(97 + i) for i, axis in enumerate(dict.fromkeys(left.axes + right.axes)) if axis != ANY}
+        letters = {
+            axis: chr(97 + i) for i, axis in enumerate(dict.fromkeys(left.axes + right.axes)) if axis != ANY
+        }
 
         def spell(names: Axes) -> str:
             return "".join("..." if axis == ANY else letters[axis] for axis in names)
@@ -84,7 +86,11 @@ class GraphBackend:
         if space == "peftc":
             return getattr(self, f"lower_{name}")(terms, settings, axes)
         function = getattr(importlib.import_module(space), name)
-        positions = {"dim": terms[0].axes.index(str(settings["axis"])) - len(terms[0].axes)} if "axis" in settings else {}
+        positions = (
+            {"dim": terms[0].axes.index(str(settings["axis"])) - len(terms[0].axes)}
+            if "axis" in settings
+            else {}
+        )
         return self.make(function, *(term.held for term in terms), **positions)
 
     def align(self, term: Term, axes: Axes) -> Any:
@@ -101,7 +107,9 @@ class GraphBackend:
         first = next((i for i, axis in enumerate(named) if axis in have), len(named))
         for position in range(first, len(named)):
             if named[position] not in have:
-                held = self.make(torch.unsqueeze, held, position - len(named) + (0 if position < len(named) else 1))
+                held = self.make(
+                    torch.unsqueeze, held, position - len(named) + (0 if position < len(named) else 1)
+                )
         return held
 
     def lower_dropout(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
@@ -115,13 +123,19 @@ class GraphBackend:
         kind = str(settings["kind"])
         return terms[0].held if kind == "identity" else self.make(getattr(F, kind), terms[0].held)
 
-    def lower_layer_norm(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_layer_norm(
+        self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
+    ) -> object:
         """Mean 0 and variance 1 along an axis."""
-        return self.make(operations.layer_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"])
+        return self.make(
+            operations.layer_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"]
+        )
 
     def lower_rms_norm(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
         """Mean square 1 along an axis."""
-        return self.make(operations.rms_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"])
+        return self.make(
+            operations.rms_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"]
+        )
 
     def lower_concat(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
         """The first term in front of the second, repeated over the axes that it lacks."""
@@ -135,7 +149,9 @@ class GraphBackend:
             held = self.make(operations.repeat_like, held, second.held, missing)
         return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
 
-    def lower_see_prefix(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_see_prefix(
+        self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
+    ) -> object:
         """A mask with keys in front that all queries see. An absent mask stays so, unless it stood for a causal one."""
         mask, length = terms[0].held, cast(int, terms[1].held)
         if isinstance(mask, AbsentMask):

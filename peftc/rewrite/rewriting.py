@@ -70,7 +70,11 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
             if located.site.role == "linear" and located.site.weights["W"] == site.weights["W"]:
                 return Located(site, located.uses)
     inside = not root or site.path == root or site.path.startswith(f"{root}.")
-    if site.role == "attention" and inside and any(located.site.path == site.path for located in analysis.located):
+    if (
+        site.role == "attention"
+        and inside
+        and any(located.site.path == site.path for located in analysis.located)
+    ):
         raise ProgramError(
             f"this call does not show {site.id}, where {application.rule} acts",
             hint="call a module that contains the whole attention, or disable the adapters for this call",
@@ -127,7 +131,9 @@ class Rewriter:
         """A term's node in the port's own order of axes."""
         return term.held if isinstance(term.held, AbsentMask) else backend.align(term, axes)
 
-    def insertion(self, ports: Mapping[str, Port], group: Iterable[str], anchor: fx.Node, before: bool) -> Any:
+    def insertion(
+        self, ports: Mapping[str, Port], group: Iterable[str], anchor: fx.Node, before: bool
+    ) -> Any:
         """Where new nodes go: before the consumer of an operand, after the value of a result."""
         first = ports[next(iter(group))]
         if before:
@@ -152,7 +158,13 @@ class Rewriter:
         return source
 
     def write(
-        self, port: str, at: Port, new: Any, application: Application, backend: GraphBackend, own: set[fx.Node]
+        self,
+        port: str,
+        at: Port,
+        new: Any,
+        application: Application,
+        backend: GraphBackend,
+        own: set[fx.Node],
     ) -> None:
         """Make a port hold `new`: all other users of a result read it, an operand's one consumer does."""
         if isinstance(new, AbsentMask):

@@ -25,7 +25,9 @@ PLAIN_LAWS = {
     "uniform": lambda tensor, s: nn.init.uniform_(tensor, s["low"], s["high"]),
     "kaiming_uniform": lambda tensor, s: nn.init.kaiming_uniform_(tensor, a=s["slope"]),
     "xavier_uniform": lambda tensor, s: nn.init.uniform_(
-        tensor, -math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])), math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1]))
+        tensor,
+        -math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),
+        math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),
     ),
     "orthogonal": lambda tensor, s: nn.init.orthogonal_(tensor),
     "identity": lambda tensor, s: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
@@ -35,7 +37,8 @@ PLAIN_LAWS = {
 def twin(model: nn.Module) -> nn.Module:
     """A copy of a model whose parameters are frozen and share the storage of the model's own."""
     memo: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
     }
     return copy.deepcopy(model, memo)
 

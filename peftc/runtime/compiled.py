@@ -30,6 +30,7 @@ def generated_class(kind: type[nn.Module], root: type[CompiledModule] | None = N
 
 def forward_like(kind: type[nn.Module]) -> Any:
     """A forward with the signature of `kind`'s own, which callers such as `generate` and `Trainer` read."""
+
     def forward(self: Any, *args: Any, peftc_template: int | None = None, **kwargs: Any) -> Any:
         engine = self._peftc
         if peftc_template is not None:
@@ -69,4 +70,6 @@ class CompiledModule(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train."""
         trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"
+        )
