@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftc.errors import OutputExistsError
 from peftc.finetune.job import Settings
@@ -50,7 +50,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_train_then_predict(settings: Settings, quiet: Console) -> None:
-    result = finetune(replace(settings, baselines=True, epochs=8), quiet)
+    result = finetune(replace(settings, rules=("full",), baselines=True, epochs=8), quiet)
     names = sorted(entry.name for entry in settings.out.iterdir())
     assert names == ["adapter", "checkpoints", "job.json", "loss.png", "metrics.json", "predictions.csv"]
     assert (settings.out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -126,8 +126,15 @@ def test_causal_language_model_reports_perplexity(tiny_encoder: Path, tmp_path: 
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     text = tmp_path / "text.txt"
     text.write_text("the film is good\nthe story is dull\n" * 40, encoding="utf-8")
     settings = Settings(
