@@ -1,4 +1,6 @@
-"""Every exception that peftc raises on purpose; no module of peftc makes one elsewhere.
+"""Every exception that peftc lets out on purpose; no module of peftc makes one elsewhere.
+
+(`lang` has two more, `AxesError` and `MissingNameError`, that never leave it: they become a RuleError.)
 
 PeftcError
 ├── RuleError                  a rule file is wrong; `code` is stable, such as R028
@@ -15,12 +17,16 @@ PeftcError
 │   └── BudgetError            more new parameters than allowed
 ├── CaptureError               the model cannot be captured as a graph
 ├── ProgramError               a call that the compiled module cannot serve
+├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
 │   ├── CorruptAdapterError    the files are damaged or incomplete
 │   ├── ForeignAdapterError    the adapter belongs to another model
 │   └── OutputExistsError      the folder is already there
 ├── DataError                  a data file is missing or malformed
 └── ModelError                 a model's path is missing, or it cannot be loaded
+
+InvalidGraphError              an AssertionError: a graph that cannot be right; pipelines turn it into
+                               PassFailedError
 """
 
 from __future__ import annotations
@@ -126,6 +132,14 @@ class CaptureError(PeftcError):
 
 class ProgramError(PeftcError):
     """A call that the compiled module cannot serve."""
+
+
+class PassFailedError(PeftcError):
+    """A pass broke; names it and those that ran before."""
+
+
+class InvalidGraphError(AssertionError):
+    """A pass left a graph that cannot be right: a fault of peftc, never of the user's."""
 
 
 class StoreError(PeftcError):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import fx
 
-from peftc.errors import PeftcError
+from peftc.errors import PassFailedError, PeftcError
 from peftc.graph.verifying import verify
 
 
@@ -30,10 +30,6 @@ class PassRecord:
     nodes: int
 
 
-class PassFailed(PeftcError):
-    """A pass broke; names it and those that ran before."""
-
-
 @dataclass(frozen=True)
 class Pipeline:
     """Passes in order. Verifies the graph after each one that changed it."""
@@ -45,7 +41,7 @@ class Pipeline:
         """Run every pass on `graph`, in place.
 
         Raises:
-            PassFailed: a pass raised, or left a graph that does not verify.
+            PassFailedError: a pass raised, or left a graph that does not verify.
         """
         records: list[PassRecord] = []
         for step in self.passes:
@@ -59,7 +55,7 @@ class Pipeline:
                 raise
             except Exception as error:
                 before = ", ".join(record.name for record in records) or "none"
-                raise PassFailed(
+                raise PassFailedError(
                     f"pass {name} failed: {error}", detail=(f"passes that ran before it: {before}",)
                 ) from error
             record = PassRecord(name, changed, time.perf_counter() - start, len(graph.nodes))

@@ -1,4 +1,4 @@
-"""Runs the small part of a graph that computes masks and positions, at sizes of the caller's choice, on the CPU."""
+"""Runs the small part of a graph that computes masks and positions, at sizes of one's choice, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peftc.graph.reading import value
 
 
 def ones_for(placeholder: fx.Node, batch: int, length: int) -> Tensor:
-    """Ones in the shape of an input: a symbolic first dimension is the batch, other symbolic ones the length."""
+    """Ones in the shape of an input: a symbolic first dimension is the batch, others are the length."""
     seen = value(placeholder)
     sizes = [
         size if isinstance(size, int) else (batch if dimension == 0 else length)

@@ -1,7 +1,7 @@
 """Operators of peftc's own that stand in normalised graphs. Each is made of torch calls and nothing else.
 
-They exist so that rules and analyses see one spelling of a thing that models spell in many ways, while the numbers
-stay those of the spelling that was captured, bit for bit.
+They exist so that rules and analyses see one spelling of a thing that models spell in many ways, while the
+numbers stay those of the spelling that was captured, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, compute: torch.dtype 
 
 
 def causal_mask(query: Tensor, key: Tensor) -> Tensor:
-    """Boolean mask [queries keys]: True where a key is not later than the query, both counted from the start."""
+    """Boolean mask [queries keys]: True where a key is not later than the query, counted from the start."""
     queries, keys = query.shape[-2], key.shape[-2]
     rows = torch.arange(queries, device=query.device).unsqueeze(1)
     return torch.arange(keys, device=query.device).unsqueeze(0) <= rows
 
 
 def open_mask(mask: Tensor, length: int) -> Tensor:
-    """A mask [... keys] with `length` keys in front that every query sees: True, or 0 where masks are added."""
+    """A mask [... keys] with `length` keys in front that every query sees: True, or 0 if masks are added."""
     return torch.nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from peftc.graph.reading import DYNAMIC_SIZE, operator_name, value
+from peftc.graph.reading import DYNAMIC_SIZE, operator_name, schema_of, value
 
 SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -58,8 +57,9 @@ def kind(node: fx.Node, size: Callable[[Any], str]) -> str:
 
 def called(node: fx.Node) -> str:
     """What a node calls: `aten.linear` for an operator, the bare name of any other function."""
-    if isinstance(node.target, OpOverload):
-        return f"{node.target.namespace}.{operator_name(node)}"
+    schema = schema_of(node)
+    if schema is not None:
+        return schema.name.replace("::", ".")
     return operator_name(node) or str(node.target)
 
 

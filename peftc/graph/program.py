@@ -1,4 +1,4 @@
-"""The record that passes between stages: one captured graph, and how a call's arguments meet its placeholders."""
+"""The record that passes between stages: one captured graph, and how a call's arguments meet its inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Program:
     """One captured call.
 
     Attributes:
-        graph: placeholders are the call's tensors in order of `inputs`; `get_attr` nodes name parameters, buffers
-            and constants of `root`'s model by full path; the output is what the model returns.
+        graph: placeholders are the call's tensors in order of `inputs`; `get_attr` nodes name parameters,
+            buffers and constants of `root`'s model by full path; the output is what the model returns.
         root: path of the module that was called; "" for the whole model.
         inputs: name of every tensor of the call ("input_ids", "past_key_values.3").
-        fixed: (position in `inputs`, dimension, size) of every dimension that the capture could not keep general.
+        fixed: (position in `inputs`, dimension, size) of every dimension that could not be kept general.
         ones: inputs that must be all ones for this program to hold.
         training: whether the model was in training mode.
     """
@@ -35,7 +35,8 @@ class Program:
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """A copy that keeps names and metadata, and where each node went."""
-    new, env = fx.Graph(), {}
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copied = new.node_copy(node, lambda source: env[source])
         copied.meta = dict(node.meta)

@@ -1,4 +1,4 @@
-"""Questions one asks of an fx node: which operator, which argument, which shape. Answers only; never edits."""
+"""Questions one asks of an fx node: which operator, argument or shape. Answers only; never edits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 STATE = "peftc_state"  # meta of get_attr nodes: "parameter", "buffer" or a kind of constant
 MODULES = "peftc_modules"  # meta of calls: (path, call) of the modules around them
@@ -16,14 +17,21 @@ ADDED = "peftc_added"  # meta of calls that a rule added: (rule, site)
 DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
 
 
+def schema_of(node: fx.Node) -> torch.FunctionSchema | None:
+    """The schema of the torch operator a node calls: name, arguments, what it writes; else None."""
+    if not isinstance(node.target, OpOverload):
+        return None
+    return node.target._schema  # noqa: SLF001 - torch has no public way to an operator's schema
+
+
 def operator_name(node: fx.Node) -> str:
     """The bare operator a node calls ("linear", "add"), whatever its overload; "" for anything else."""
     if node.op != "call_function":
         return ""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name).rpartition("::")[2]
-    return str(getattr(target, "__name__", target))
+    schema = schema_of(node)
+    if schema is not None:
+        return str(schema.name).rpartition("::")[2]
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def is_call(node: object, *names: str) -> bool:
@@ -35,13 +43,12 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
     """The argument of an ATen call that its schema calls `name`, however it was passed."""
     if name in node.kwargs:
         return node.kwargs[name]
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        for position, parameter in enumerate(target._schema.arguments):
-            if parameter.name == name:
-                if position < len(node.args) and not parameter.kwarg_only:
-                    return node.args[position]
-                return parameter.default_value if parameter.has_default_value() else default
+    schema = schema_of(node)
+    for position, parameter in enumerate(() if schema is None else schema.arguments):
+        if parameter.name == name:
+            if position < len(node.args) and not parameter.kwarg_only:
+                return node.args[position]
+            return parameter.default_value if parameter.has_default_value() else default
     return default
 
 

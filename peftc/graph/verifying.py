@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from torch import fx
 
-
-class InvalidGraph(AssertionError):
-    """A pass left a graph that cannot be right: a fault of peftc, never of the user's."""
+from peftc.errors import InvalidGraphError
 
 
 def verify(graph: fx.Graph) -> None:
     """Check order of definition, one output, unique names and users that agree with arguments.
 
     Raises:
-        InvalidGraph: names the node.
+        InvalidGraphError: names the node.
     """
     seen: set[fx.Node] = set()
     names: set[str] = set()
@@ -21,13 +19,13 @@ def verify(graph: fx.Graph) -> None:
     for node in graph.nodes:
         for source in node.all_input_nodes:
             if source not in seen:
-                raise InvalidGraph(f"{node.name} uses {source.name} before it is made")
+                raise InvalidGraphError(f"{node.name} uses {source.name} before it is made")
             if node not in source.users:
-                raise InvalidGraph(f"{source.name} does not know its user {node.name}")
+                raise InvalidGraphError(f"{source.name} does not know its user {node.name}")
         if node.name in names:
-            raise InvalidGraph(f"two nodes are named {node.name}")
+            raise InvalidGraphError(f"two nodes are named {node.name}")
         names.add(node.name)
         seen.add(node)
         outputs += node.op == "output"
     if outputs != 1:
-        raise InvalidGraph(f"a graph has one output, this has {outputs}")
+        raise InvalidGraphError(f"a graph has one output, this has {outputs}")
