@@ -13,7 +13,7 @@ from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.lang import Bound, Rule, Section, is_on, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
-from peftc.match.ordering import order
+from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -65,6 +65,7 @@ def make_plan(
         analysis.unread,
         tuple(notes),
     )
+    refuse_overwriting(plan)
     refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
     return plan
 

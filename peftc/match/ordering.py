@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import networkx as nx
 
 from peftc.errors import ConflictError
-from peftc.lang import Bound
+from peftc.lang import Bound, Rule, Section
+from peftc.lang.scope import expressions
+from peftc.match.plan import Plan
 
 
 def order(bounds: Sequence[Bound]) -> tuple[Bound, ...]:
@@ -44,3 +46,37 @@ def refuse_conflicts(bounds: Sequence[Bound]) -> None:
                     f"{bound.label} and {other.label} cannot act together: {bound.rule.name} says so of {other.rule.name}",
                     hint="take one of them out",
                 )
+
+
+def refuse_overwriting(plan: Plan) -> None:
+    """Raise if a rule would throw away what an earlier one wrote to a port of the same site.
+
+    Rules on one port compose: the later one reads what the earlier one made. One that does not read the port puts its
+    own value in the other's place.
+    """
+    writers: dict[tuple[str, str, str], str] = {}
+    for application in plan.applications:
+        section, rule = plan.section(application), plan.bound(application.rule).rule
+        for port in section.rewrite:
+            key = (application.site.role, application.site.id, port)
+            earlier = writers.get(key)
+            if earlier is not None and port not in names_read(rule, section, port):
+                raise ConflictError(
+                    f"{application.rule} would overwrite what {earlier} makes of {port} at {application.site.id}",
+                    hint=f"give {application.rule} before {earlier}, or let its {port} read {port}",
+                )
+            writers[key] = application.rule
+
+
+def names_read(rule: Rule, section: Section, port: str) -> set[str]:
+    """Every name that the new value of a port depends on, through bindings."""
+    found = expressions(rule, section)
+    read: set[str] = set()
+    waiting = list(found["rewrite", port].names)
+    while waiting:
+        name = waiting.pop()
+        if name not in read:
+            read.add(name)
+            if ("let", name) in found:
+                waiting.extend(found["let", name].names)
+    return read

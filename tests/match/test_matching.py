@@ -1,0 +1,111 @@
+"""Plans: every site is an application or a skip; what cannot be done is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+import peftc
+from peftc.errors import BudgetError, ConflictError, NoMatchError, UnknownPartError
+from tests.models import bert as tiny_bert
+from tests.models import llama as tiny_llama
+
+SCALE = {
+    "format": 1,
+    "name": "scale",
+    "summary": "Scale the queries.",
+    "match": {"role": "linear", "part": ["q"]},
+    "parameters": {"g": {"axes": "d_out", "init": "ones"}},
+    "rewrite": {"y": "y * g"},
+}
+
+
+def made(name: str, **changes: Any) -> Any:
+    """The rule above under another name, with some of its keys replaced."""
+    return peftc.Rule.model_validate({**SCALE, "name": name, **changes})
+
+
+@pytest.fixture(scope="module")
+def bert() -> nn.Module:
+    return tiny_bert()
+
+
+def test_every_site_of_a_role_is_applied_to_or_skipped(bert: nn.Module) -> None:
+    plan = peftc.plan(bert, ["lora:q,v@1"])
+    linears = {site.id for site in plan.sites if site.role == "linear"}
+    applied = {each.site.id for each in plan.of("lora")}
+    skipped = {skip.site.id: skip.reason for skip in plan.skips if skip.rule == "lora"}
+    assert applied | set(skipped) == linears
+    assert not applied & set(skipped)
+    assert all(each.site.layer == 1 and each.site.part in ("q", "v") for each in plan.of("lora"))
+    assert {reason for site, reason in skipped.items() if site.endswith((":q", ":v"))} == {"layer 0, not in 1"}
+
+
+def test_a_part_that_no_site_has_is_refused_even_when_another_matched(bert: nn.Module) -> None:
+    with pytest.raises(UnknownPartError) as caught:
+        peftc.plan(bert, ["lora:q,gate"])
+    assert "this model has no part 'gate'" in str(caught.value)
+    assert "down, head, k, o, other, q, up, v" in str(caught.value)
+
+
+def test_a_rule_that_matches_nothing_shows_why_and_the_nearest(bert: nn.Module) -> None:
+    with pytest.raises(NoMatchError) as caught:
+        peftc.plan(bert, ["lora(rank=4000)"])
+    assert "rank < d_in is not so (4000 against" in str(caught.value)
+    with pytest.raises(NoMatchError, match="nearest: .*query"):
+        peftc.plan(bert, ["lora:path=*.quary"])
+
+
+def test_parameters_are_counted_before_they_are_made(bert: nn.Module) -> None:
+    with pytest.raises(BudgetError, match="the budget is 100"):
+        peftc.plan(bert, ["prefix:20"], budget=100)
+
+
+def test_rules_that_exclude_each_other_are_both_named(bert: nn.Module) -> None:
+    with pytest.raises(ConflictError, match="one and two cannot act together"):
+        peftc.plan(bert, [made("one", conflicts=["two"]), made("two")])
+
+
+def test_a_circle_of_orders_is_named(bert: nn.Module) -> None:
+    with pytest.raises(ConflictError, match="one before two before one|two before one before two"):
+        peftc.plan(bert, [made("one", before=["two"]), made("two", before=["one"])])
+
+
+def test_before_and_after_move_rules_and_nothing_else_does(bert: nn.Module) -> None:
+    assert [b.label for b in peftc.plan(bert, [made("one"), made("two")]).rules] == ["one", "two", "head"]
+    plan = peftc.plan(bert, [made("one", after=["two"]), made("two")])
+    assert [bound.label for bound in plan.rules] == ["two", "one", "head"]
+
+
+def test_a_rule_that_throws_away_anothers_work_is_refused(bert: nn.Module) -> None:
+    deaf = made(
+        "deaf",
+        match={"role": "linear", "part": ["q"], "values": {"x": "* d_in"}},
+        parameters={"M": {"axes": "d_out d_in", "init": "zeros"}},
+        rewrite={"y": "x @ M"},
+    )
+    with pytest.raises(ConflictError, match="deaf would overwrite what lora makes of y"):
+        peftc.plan(bert, ["lora:q", deaf])
+    plan = peftc.plan(bert, [deaf, "lora:q"])  # its twin: the later one reads what the earlier one made
+    assert [bound.label for bound in plan.rules] == ["deaf", "lora", "head"]
+
+
+def test_default_rules_act_can_be_turned_off_and_say_so(bert: nn.Module) -> None:
+    plan = peftc.plan(bert, ["lora:q"])
+    assert "classifier.weight" in plan.trained
+    assert any(note.startswith("head acts by default") for note in plan.notes)
+    assert peftc.plan(bert, ["lora:q"], defaults=False).trained == ()
+    assert peftc.plan(tiny_llama(), ["lora:q"]).trained == ()  # a vocabulary head is not a task's
+
+
+def test_what_full_trains_head_does_not_train_again(bert: nn.Module) -> None:
+    plan = peftc.plan(bert, ["full"])
+    assert not list(plan.of("head"))
+    assert plan.trainable_count == sum(parameter.numel() for parameter in bert.parameters())
+
+
+def test_digests_differ_with_the_plan_and_with_nothing_else(bert: nn.Module) -> None:
+    assert peftc.plan(bert, ["lora:q"]).digest == peftc.plan(tiny_bert(), ["lora:q"]).digest
+    assert peftc.plan(bert, ["lora:q"]).digest != peftc.plan(bert, ["lora:v"]).digest
