@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from peftc.capture import capture
 from peftc.capture.examples import prepare
-from peftc.capture.export import CONSTANTS
+from peftc.capture.graph_reader import CONSTANTS
 from peftc.emit import Templates, emit
 from peftc.graph.program import Program
 from peftc.graph.reading import operator_name

@@ -53,7 +53,7 @@ class GroupHeads:
 
 
 def unrepeated(node: Any) -> fx.Node | None:
-    """x of `reshape(expand(unsqueeze(x, 2)))` where that repeats each head of x [batch heads keys width] in place."""
+    """x of `reshape(expand(unsqueeze(x, 2)))` if that repeats each head of x [batch heads keys width]."""
     if not is_call(node, "reshape", "view", "_unsafe_view", "clone"):
         return None
     expanded = node.args[0]
@@ -75,8 +75,9 @@ def unrepeated(node: Any) -> fx.Node | None:
 class RecogniseAttention:
     """`softmax(q kᵀ · scale + mask) v` becomes `scaled_dot_product_attention`, where it is exactly that.
 
-    Equal within rounding (1e-6 in float32), not bit for bit. A softmax that is kept for the output, or that anything
-    but a sum with a mask goes into (a soft cap, a bias that is a parameter's function stays a mask), is left alone.
+    Equal within rounding (1e-6 in float32), not bit for bit. A softmax that is kept for the output, or that
+    anything but a sum with a mask goes into (a soft cap), is left alone; a bias that is a function of a
+    parameter stays a mask.
     """
 
     def run(self, graph: fx.Graph) -> int:
@@ -88,56 +89,80 @@ class RecogniseAttention:
         return changed
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What goes into a softmax: `query keyᵀ · scale + mask`."""
+
+    query: fx.Node
+    key: fx.Node
+    scale: float
+    mask: fx.Node | None
+
+
 def rewrite_softmax(graph: fx.Graph, softmax: fx.Node) -> bool:
     """Rewrite the attention around one softmax."""
     if value(softmax).dim() != 4 or argument(softmax, "dim") not in (-1, 3):
         return False
-    weights, dropout = softmax, 0.0
+    gathered, scores = gathering(softmax), scoring(softmax.args[0])
+    if gathered is None or scores is None:
+        return False
+    product, dropout = gathered
+    operands = (scores.query, scores.key, product.args[1])
+    if any(not is_tensor(operand) or value(operand).dim() != 4 for operand in operands):
+        return False
+    p: Any = 0.0 if dropout is None else dropout.args[1]
+    with graph.inserting_before(product):
+        if dropout is not None and p and isinstance(dropout.args[2], fx.Node):
+            p = graph.call_function(operator.mul, (dropout.args[2], p))
+            p.meta[MODULES] = module_stack(product)
+        kwargs = {
+            "attn_mask": scores.mask,
+            "dropout_p": p,
+            "is_causal": False,
+            "scale": scores.scale,
+            "enable_gqa": False,
+        }
+        new = graph.call_function(ATTENTION, operands, kwargs)
+    new.meta = {key: product.meta[key] for key in ("val", MODULES, "stack_trace") if key in product.meta}
+    product.replace_all_uses_with(new)
+    return True
+
+
+def gathering(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None] | None:
+    """The matmul that reads a softmax and nothing else does, and the dropout before it if there is one."""
+    weights, dropout = softmax, None
     while True:
         user = sole_user(weights)
-        if user is None:
-            return False
         if is_call(user, "dropout"):
-            dropout, weights = user.args[1], user  # type: ignore[assignment]
-            mode = user.args[2]
-        elif is_call(user, "to", "type_as") and value(user).dtype == value(softmax).dtype:
-            weights = user
-        else:
+            dropout = user
+        elif not is_call(user, "to", "type_as") or value(user).dtype != value(softmax).dtype:
             break
-    if not is_call(user, "matmul") or user.args[0] is not weights or not is_tensor(user.args[1]):
-        return False
-    scores, mask, scale = softmax.args[0], None, 1.0
-    if is_call(scores, "add") and sole_user(scores) is not None and not scores.kwargs:  # type: ignore[union-attr]
+        weights = user
+    if not is_call(user, "matmul") or user.args[0] is not weights:
+        return None
+    return user, dropout
+
+
+def scoring(scores: Any) -> Scores | None:
+    """What goes into a softmax, taken apart; None where it is more than a scaled product and a mask."""
+    mask, scale = None, 1.0
+    if is_call(scores, "add") and sole_user(scores) is not None and not scores.kwargs:
         scores, mask = masked(scores)
     if mask is not None and (not is_tensor(mask) or value(mask).dim() < 2):
-        return False
-    while is_call(scores, "mul", "div") and sole_user(scores) is not None and not scores.kwargs:  # type: ignore[union-attr]
-        factor = argument(scores, "other")  # type: ignore[arg-type]
+        return None
+    while is_call(scores, "mul", "div") and sole_user(scores) is not None and not scores.kwargs:
+        factor = argument(scores, "other")
         if not isinstance(factor, (int, float)):
-            return False
+            return None
         scale = scale * factor if is_call(scores, "mul") else scale / factor
-        scores = scores.args[0]  # type: ignore[union-attr]
+        scores = scores.args[0]
     if not is_call(scores, "matmul") or sole_user(scores) is None:
-        return False
-    query, turned = scores.args  # type: ignore[union-attr]
+        return None
+    query, turned = scores.args
     if not is_call(turned, "transpose") or not last_two(turned) or not is_tensor(query):
-        return False
-    key = turned.args[0]  # type: ignore[union-attr]
-    if value(query).dim() != 4 or value(key).dim() != 4 or value(user.args[1]).dim() != 4:  # type: ignore[arg-type]
-        return False
-    p: Any = dropout
-    with graph.inserting_before(user):
-        if dropout and isinstance(mode, fx.Node):
-            p = graph.call_function(operator.mul, (mode, dropout))
-            p.meta[MODULES] = module_stack(user)
-        new = graph.call_function(
-            ATTENTION,
-            (query, key, user.args[1]),
-            {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False},
-        )
-    new.meta = {k: user.meta[k] for k in ("val", MODULES, "stack_trace") if k in user.meta}
-    user.replace_all_uses_with(new)
-    return True
+        return None
+    key = turned.args[0]
+    return Scores(query, key, scale, mask) if isinstance(key, fx.Node) else None
 
 
 def masked(scores: fx.Node) -> tuple[Any, Any]:
@@ -146,9 +171,9 @@ def masked(scores: fx.Node) -> tuple[Any, Any]:
     if not is_tensor(right):
         return scores, None
     for one, other in ((left, right), (right, left)):
-        inner = one
+        inner: Any = one
         while is_call(inner, "mul", "div"):
-            inner = inner.args[0]  # type: ignore[union-attr]
+            inner = inner.args[0]
         if is_call(inner, "matmul"):
             return one, other
     return scores, None

@@ -1,43 +1,20 @@
-"""The pass that turns in-place operators into their functional twins where no view can tell the difference."""
+"""The pass that turns in-place operators into their functional twins where no view tells the difference."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
-from peftc.graph.reading import operator_name
+from peftc.graph.reading import operator_name, schema_of
 
 VIEWS = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "transpose",
-        "permute",
-        "t",
-        "numpy_T",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "narrow",
-        "flatten",
-        "unflatten",
-        "alias",
-        "detach",
-        "diagonal",
-        "view_as",
-        "expand_as",
-        "movedim",
-        "swapaxes",
-    ]
+    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand split"
+    " split_with_sizes chunk unbind narrow flatten unflatten alias detach diagonal view_as expand_as movedim"
+    " swapaxes".split()
 )
 
 
@@ -45,7 +22,7 @@ VIEWS = frozenset(
 class MakeFunctional:
     """`x.add_(y)` becomes `add(x, y)`, and later readers of `x` read the result.
 
-    Left alone: writes to inputs, parameters and buffers, and writes that another node could see through a view.
+    Left alone: writes to inputs, parameters and buffers, and those that are seen through a view.
     """
 
     def run(self, graph: fx.Graph) -> int:
@@ -64,30 +41,31 @@ class MakeFunctional:
             new.meta = dict(node.meta)
             order[new] = order[node]
             node.replace_all_uses_with(new)
-            target.replace_all_uses_with(
-                new, delete_user_cb=lambda user, at=order[node], new=new: user is not new and order[user] > at
-            )
+            target.replace_all_uses_with(new, delete_user_cb=later_readers(order, new))
             graph.erase_node(node)
             changed += 1
         return changed
 
 
-def functional_twin(node: fx.Node) -> torch._ops.OpOverload | None:
+def later_readers(order: Mapping[fx.Node, int], new: fx.Node) -> Callable[[fx.Node], bool]:
+    """Tells, of a user of what was written to, whether it stands behind the write that `new` replaces."""
+    return lambda user: user is not new and order[user] > order[new]
+
+
+def functional_twin(node: fx.Node) -> Callable[..., Any] | None:
     """The operator that computes what an in-place one writes; None for operators that write nothing."""
-    target = node.target
-    if (
-        node.op != "call_function"
-        or not isinstance(target, torch._ops.OpOverload)
-        or not target._schema.is_mutable
-    ):
+    schema = schema_of(node)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
         return None
-    space, _, name = target._schema.name.partition("::")
+    space, _, name = schema.name.partition("::")
     if not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(getattr(torch.ops, space), name[:-1], None)
-    if packet is None or target._overloadname not in packet.overloads():
+    overload = schema.overload_name or "default"
+    if packet is None or overload not in packet.overloads():
         return None
-    return getattr(packet, target._overloadname)  # type: ignore[no-any-return]
+    twin: Callable[..., Any] = getattr(packet, overload)
+    return twin
 
 
 def aliased(node: fx.Node) -> bool:

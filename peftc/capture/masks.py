@@ -1,7 +1,7 @@
 """The pass that gives attention its fast path back.
 
-Under tracing, models build the mask they would have left out in eager code. A mask that depends on nothing but sizes is
-computed here for several sizes, and taken away where it lets everything through or is exactly causal.
+Under tracing, models build the mask they would have left out in eager code. A mask that depends on nothing
+but sizes is computed here for several sizes, and taken away where it hides nothing or is exactly causal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZES_ONLY = frozenset(
 
 @dataclass(frozen=True)
 class FoldMasks:
-    """Attention without a mask where there is nothing to hide, and `is_causal` where the mask is exactly causal.
+    """Attention without a mask where there is nothing to hide, `is_causal` where the mask is exactly causal.
 
     Attributes:
         ones: inputs that are known to be all ones.
@@ -76,7 +76,7 @@ class FoldMasks:
             return "other"
         try:
             kinds = {self.kind_at(mask, nodes, 2, length) for length in lengths}
-        except Exception:  # a node that cannot be run outside the trace: leave the mask as it is
+        except Exception:  # noqa: BLE001 - any node may fail outside the trace: leave the mask as it is
             return "other"
         return kinds.pop() if len(kinds) == 1 else "other"
 
@@ -92,18 +92,18 @@ class FoldMasks:
 def square(attention: fx.Node) -> bool:
     """Whether an attention has as many keys as queries, provably."""
     query, key = attention.args[0], attention.args[1]
-    return is_tensor(query) and is_tensor(key) and str(value(query).shape[-2]) == str(value(key).shape[-2])  # type: ignore[arg-type]
+    return is_tensor(query) and is_tensor(key) and str(value(query).shape[-2]) == str(value(key).shape[-2])
 
 
 def reads_content(placeholder: fx.Node, nodes: set[fx.Node], ones: tuple[str, ...] = ()) -> bool:
-    """Whether an input's content, and not only its size, goes into the nodes; not if it is known to be `ones`."""
+    """Whether an input's content goes into the nodes, and not only its size; not if it is among `ones`."""
     if placeholder.name in ones:
         return False
     return any(user in nodes and operator_name(user) not in SIZES_ONLY for user in placeholder.users)
 
 
 def numbers(node: fx.Node) -> list[int]:
-    """Sizes of the constants among a node's arguments: windows, chunk sizes, offsets, whatever their sign or type.
+    """Sizes of the constants among a node's arguments: windows, chunks, offsets, whatever their sign or type.
 
     Numbers as large as what hides a key are no lengths.
     """
@@ -117,7 +117,7 @@ def numbers(node: fx.Node) -> list[int]:
 
 
 def kind_of(mask: Tensor) -> str:
-    """Tell what a mask [..., queries, keys] is: boolean ones hide where False, others are added to the scores."""
+    """Tell what a mask [..., queries, keys] is: boolean ones hide where False, others are added to scores."""
     if mask.dtype == torch.bool:
         seen = mask
     else:

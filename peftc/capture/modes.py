@@ -1,4 +1,4 @@
-"""Passes that undo what one mode of execution baked into a graph: dropout flags and low-precision contexts."""
+"""Passes that undo what one mode of execution baked into a graph: dropout flags, low-precision contexts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ MODE = "training"  # the attribute of every module that says which mode it is in
 
 def mode_node(graph: fx.Graph) -> fx.Node:
     """The node that reads the module's training flag; made on first use."""
+    node: fx.Node
     for node in graph.nodes:
         if node.op == "get_attr" and node.target == MODE:
             return node
@@ -49,7 +50,9 @@ class ReadModeAtRunTime:
         for node in list(graph.nodes):
             if is_call(node, "dropout", "feature_dropout", "alpha_dropout"):
                 if node.args[1] == 0 or (self.training and node.args[2] is False):
-                    node.replace_all_uses_with(node.args[0])
+                    source = node.args[0]
+                    assert isinstance(source, fx.Node)
+                    node.replace_all_uses_with(source)
                     graph.erase_node(node)
                 elif not self.training and node.args[2] is True:
                     continue
@@ -71,7 +74,7 @@ class ReadModeAtRunTime:
 
 @dataclass(frozen=True)
 class OuterProducts:
-    """A matmul that sums over an axis of length 1 becomes a product: the same numbers, and autocast leaves it alone.
+    """A matmul that sums over an axis of length 1 becomes a product: the same, and autocast leaves it.
 
     Rotary tables are made so, of position times frequency, under a disabled autocast that tracing forgets.
     """
@@ -85,7 +88,8 @@ class OuterProducts:
             ):
                 continue
             left, right = node.args[0], node.args[1]
-            assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+            assert isinstance(left, fx.Node)
+            assert isinstance(right, fx.Node)
             if value(left).dim() < 2 or value(right).dim() < 2:
                 continue
             if (

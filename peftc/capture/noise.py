@@ -1,14 +1,13 @@
-"""Passes that take away what tracing added and that computes nothing: asserts, no-op casts, whole slices, dead code."""
+"""Passes that take away what tracing added and that computes nothing: asserts, no-op casts, dead code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
-from peftc.graph.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, value
+from peftc.graph.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
 
 ASSERTS = (
     "_assert_tensor_metadata",
@@ -33,7 +32,7 @@ class RemoveAsserts:
 
 @dataclass(frozen=True)
 class RemoveNoOps:
-    """Casts to the same dtype and device, slices of everything, expansions to the same shape, additions of integer 0."""
+    """Casts to the same dtype, slices of everything, expansions to the same shape, additions of integer 0."""
 
     def run(self, graph: fx.Graph) -> int:
         """Replace each by its input."""
@@ -52,7 +51,7 @@ def unchanged(node: fx.Node) -> fx.Node | None:
     name = operator_name(node)
     if not is_tensor(node) or not node.args or not is_tensor(node.args[0]):
         return None
-    source: Any = node.args[0]
+    source: fx.Node = node.args[0]
     before, after = value(source), value(node)
     if before.dtype != after.dtype or before.device != after.device or before.dim() != after.dim():
         return None
@@ -78,17 +77,18 @@ def same_shape(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 def mutated(node: fx.Node) -> bool:
     """Whether some user writes into the value of a node."""
-    return any(
-        isinstance(user.target, torch._ops.OpOverload)
-        and user.target._schema.is_mutable
-        and user.args[0] is node
-        for user in node.users
-    )
+    return any(writes(user) and user.args[0] is node for user in node.users)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node calls an operator that writes into its arguments."""
+    schema = schema_of(node)
+    return schema is not None and schema.is_mutable
 
 
 @dataclass(frozen=True)
 class RemoveEmptyParts:
-    """Concatenations with an empty tensor, as a fresh cache makes them, lose it; those of one part are that part."""
+    """Concatenations with an empty tensor, as a fresh cache makes them, lose it; one part is itself."""
 
     def run(self, graph: fx.Graph) -> int:
         """Rewrite them."""
@@ -115,7 +115,7 @@ def is_empty(node: object) -> bool:
 
 @dataclass(frozen=True)
 class RemoveDeadCode:
-    """Calls whose value nobody uses. Random operators count as dead too: what is not read need not be drawn."""
+    """Calls whose value nobody uses. Random ones count as dead too: what is not read need not be drawn."""
 
     def run(self, graph: fx.Graph) -> int:
         """Erase them, last first."""
@@ -123,8 +123,7 @@ class RemoveDeadCode:
         for node in reversed(list(graph.nodes)):
             if node.users or node.op in ("placeholder", "output"):
                 continue
-            target = node.target
-            if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+            if writes(node):
                 continue
             graph.erase_node(node)
             changed += 1

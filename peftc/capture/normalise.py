@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from peftc.capture.attention import GroupHeads, RecogniseAttention, SpellAttention
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, reads_content
@@ -46,7 +48,8 @@ def for_ones(program: Program) -> Program | None:
     masks = [
         mask
         for node in program.graph.nodes
-        if is_call(node, "scaled_dot_product_attention") and (mask := node.kwargs["attn_mask"]) is not None
+        if is_call(node, "scaled_dot_product_attention")
+        and isinstance(mask := node.kwargs["attn_mask"], fx.Node)
     ]
     nodes = {node for mask in masks for node in ancestors(mask)}
     sources = [node for node in nodes if node.op == "placeholder" and reads_content(node, nodes)]

@@ -13,7 +13,7 @@ from peftc.graph.reading import MODULES, argument, is_call, is_tensor, value
 
 @dataclass(frozen=True)
 class RecogniseRmsNorm:
-    """`w * (x * rsqrt(mean(x², -1) + eps))`, with or without a cast up before and down after, becomes `rms_norm`."""
+    """`w * (x * rsqrt(mean(x², -1) + eps))`, with or without a cast up before and down after: `rms_norm`."""
 
     def run(self, graph: fx.Graph) -> int:
         """Replace every spelling that computes exactly this."""
@@ -56,9 +56,8 @@ class RecogniseRmsNorm:
 def statistics(root: fx.Node) -> tuple[fx.Node, float] | None:
     """x and eps of `rsqrt(mean(x², -1, keepdim) + eps)`."""
     shifted = root.args[0]
-    if not is_call(shifted, "add") or not isinstance(argument(shifted, "other"), float):  # type: ignore[arg-type]
+    if not is_call(shifted, "add") or not isinstance(argument(shifted, "other"), float):
         return None
-    assert isinstance(shifted, fx.Node)
     if argument(shifted, "alpha", 1) != 1:
         return None
     mean = shifted.args[0]

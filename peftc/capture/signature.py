@@ -1,4 +1,4 @@
-"""What makes two calls of a module the same program: argument names, structure, dtypes, devices, constants, mode.
+"""What makes two calls of a module the same program: names, structure, dtypes, devices, constants, mode.
 
 Sizes are no part of it: captured programs are general in them, or say where they are not.
 """
@@ -74,22 +74,10 @@ def read_call(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, 
     """Take a call apart.
 
     Raises:
-        ProgramError: more positional arguments than `forward` has, one given twice, or a value that is neither a
-            tensor, a constant, nor a structure of them.
+        ProgramError: more positional arguments than `forward` has, one given twice, or a value that is
+            neither a tensor, a constant, nor a structure of them.
     """
-    if len(args) > len(parameters.names):
-        raise ProgramError(f"forward takes {len(parameters.names)} arguments, was given {len(args)}")
-    arguments: dict[str, Any] = {}
-    for name, value in zip(parameters.names, args, strict=False):
-        arguments[name] = value
-    for name, value in kwargs.items():
-        if name in arguments:
-            raise ProgramError(f"forward was given {name!r} twice")
-        if name not in parameters.names and not parameters.open:
-            raise ProgramError(
-                f"forward has no argument {name!r}", hint="it has " + ", ".join(parameters.names)
-            )
-        arguments[name] = value
+    arguments = by_name(parameters, args, kwargs)
     parts: list[Any] = []
     names: list[str] = []
     tensors: list[Tensor] = []
@@ -117,14 +105,34 @@ def read_call(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, 
                     parts.append((position, leaf))
                 else:
                     raise ProgramError(
-                        f"forward was given {name!r} of type {type(leaf).__name__}, which is neither a tensor, "
-                        f"a constant, nor a known structure of them"
+                        f"forward was given {name!r} of type {type(leaf).__name__}, "
+                        f"which is neither a tensor, a constant, nor a known structure of them"
                     )
     return Call(tuple(parts), tuple(names), tuple(tensors), kept)
 
 
+def by_name(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names.
+
+    Raises:
+        ProgramError: more positional arguments than `forward` has, one given twice, or one it does not have.
+    """
+    if len(args) > len(parameters.names):
+        raise ProgramError(f"forward takes {len(parameters.names)} arguments, was given {len(args)}")
+    arguments = dict(zip(parameters.names, args, strict=False))
+    for name, value in kwargs.items():
+        if name in arguments:
+            raise ProgramError(f"forward was given {name!r} twice")
+        if name not in parameters.names and not parameters.open:
+            raise ProgramError(
+                f"forward has no argument {name!r}", hint="it has " + ", ".join(parameters.names)
+            )
+        arguments[name] = value
+    return arguments
+
+
 def mode_key(root: nn.Module) -> Key:
-    """The part of a signature that lies in the module: training mode, dtype and device, and what forwards read of the config.
+    """The part of a signature that lies in the module: its mode, dtype and device, and flags of its config.
 
     Casts and devices are constants of a captured program.
     """
@@ -139,8 +147,8 @@ def mode_key(root: nn.Module) -> Key:
 def example_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the same structure whose sizes suit tracing: zeros, never the caller's own data.
 
-    Tracing specialises to a dimension of size 1 and to sizes that happen to be equal, so a batch of 1 becomes a larger
-    one, and so does a length of 1 unless a cache comes with it (one new token is a program of its own).
+    Tracing specialises to a dimension of size 1 and to sizes that happen to be equal, so a batch of 1 becomes
+    a larger one, and so does a length of 1 unless a cache comes with it (one new token is its own program).
     """
     leaves, structure = pytree.tree_flatten(dict(arguments))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

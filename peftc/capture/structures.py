@@ -1,4 +1,4 @@
-"""Rebuilds what a model returns (a cache, say) from tensors, in steps so plain that torch.compile can follow them."""
+"""Rebuilds what a model returns (a cache, say) from tensors, in steps that torch.compile can follow."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def has_slot(value: Any) -> bool:
 
 
 def recipe_of(value: Any) -> Any:
-    """How to make a value: constants as they are, containers and objects with tensors in them piece by piece."""
+    """How to make a value: constants as they are, containers and objects with tensors piece by piece."""
     if isinstance(value, list):
         return [recipe_of(item) for item in value]
     if isinstance(value, dict):
@@ -71,7 +71,7 @@ def follow(recipe: Any, children: Sequence[Any]) -> Any:
     if isinstance(recipe, Slot):
         return children[recipe.position]
     if isinstance(recipe, ObjectOf):
-        made = object.__new__(recipe.kind)
+        made: Any = object.__new__(recipe.kind)
         for name, item in recipe.attributes:
             setattr(made, name, follow(item, children))
         return made

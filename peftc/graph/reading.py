@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -34,7 +34,7 @@ def operator_name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def is_call(node: object, *names: str) -> bool:
+def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
     """Whether `node` calls one of the named operators."""
     return isinstance(node, fx.Node) and operator_name(node) in names
 
@@ -57,7 +57,7 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
-def is_tensor(node: object) -> bool:
+def is_tensor(node: object) -> TypeGuard[fx.Node]:
     """Whether tracing saw one tensor at a node."""
     return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)
 

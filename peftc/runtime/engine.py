@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
-from peftc.capture.export import CONSTANTS
+from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.normalise import for_ones
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.emit import Emitted, Templates, emit

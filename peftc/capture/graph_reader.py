@@ -1,0 +1,212 @@
+"""From what `torch.export` made to a graph with state read by path and the model's own output object."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils import _pytree as pytree
+
+from peftc.capture.structures import structure_maker
+from peftc.errors import CaptureError
+from peftc.graph.reading import MODULES, STATE, is_parameter
+
+CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
+
+
+class GraphReader:
+    """Copies an exported graph into one that reads state by path and makes the model's own output object."""
+
+    def __init__(
+        self, exported: ExportedProgram, root: nn.Module, path: str, constants: dict[str, Tensor]
+    ) -> None:
+        self.exported, self.root, self.path, self.constants = exported, root, path, constants
+        self.graph = fx.Graph()
+        self.first: dict[int, str] = {}
+        for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+            self.first.setdefault(id(tensor), name)
+
+    def read(self, arguments: Mapping[str, Any]) -> tuple[fx.Graph, tuple[str, ...]]:
+        """The copied graph, and the name of each placeholder."""
+        env: dict[fx.Node, Any] = {}
+        names: list[str] = []
+        in_spec = self.exported.call_spec.in_spec
+        assert in_spec is not None
+        order = in_spec.children()[1].context  # export has its own order of keyword arguments
+        leaf_names = list(self.leaf_names({name: arguments[name] for name in order}))
+        user_inputs = 0
+        placeholders = [node for node in self.exported.graph.nodes if node.op == "placeholder"]
+        state: list[tuple[fx.Node, str, str]] = []
+        for node, spec in zip(placeholders, self.exported.graph_signature.input_specs, strict=True):
+            if spec.kind is InputKind.USER_INPUT:
+                name = leaf_names[user_inputs]
+                user_inputs += 1
+                if isinstance(spec.arg, ConstantArgument):
+                    env[node] = spec.arg.value
+                    continue
+                env[node] = self.graph.placeholder(name.replace(".", "_"))
+                env[node].meta = dict(node.meta)
+                names.append(name)
+            else:
+                state.append((node, self.state_path(spec), spec.kind.name.lower()))
+        made: dict[str, fx.Node] = {}
+        for node, target, kind in state:
+            if target not in made:
+                made[target] = self.graph.get_attr(target)
+                made[target].meta = dict(node.meta) | {STATE: kind}
+            env[node] = made[target]
+        output = self.copy(self.exported.graph_module, env)
+        self.write_output(list(output))
+        return self.graph, tuple(names)
+
+    def leaf_names(self, arguments: Mapping[str, Any]) -> Iterator[str]:
+        """Names of the call's leaves in the order in which export flattened them."""
+        for name, value in arguments.items():
+            leaves = pytree.tree_leaves(value)
+            if isinstance(value, Tensor) or (len(leaves) == 1 and leaves[0] is value):
+                yield name
+            else:
+                yield from (f"{name}.{position}" for position in range(len(leaves)))
+
+    def state_path(self, spec: Any) -> str:
+        """Full path of a parameter, buffer or constant; tied ones have the path of the first."""
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensor = dict_lookup(self.root, spec.target)
+            name = self.first.get(id(tensor), spec.target)
+            return f"{self.path}.{name}" if self.path else name
+        tensor = self.exported.constants[spec.target]
+        name = spec.target.replace(".", "_")
+        name = f"{self.path.replace('.', '_')}_{name}" if self.path else name
+        self.constants[name] = tensor
+        return f"{CONSTANTS}.{name}"
+
+    def copy(self, module: fx.GraphModule, env: dict[fx.Node, Any]) -> Any:
+        """Copy the calls of one graph, and of the bodies of mode-switching operators; returns its output."""
+        result: Any = None
+        for node in module.graph.nodes:
+            if node.op == "output":
+                result = fx.map_arg(node.args[0], lambda source: env[source])
+            elif node.op == "call_function":
+                env[node] = self.call(node, env)
+            elif node in env:
+                continue
+            elif node.op == "get_attr":
+                env[node] = self.attribute(module, node)
+            else:
+                raise CaptureError(f"tracing left a {node.op} node, {node.name}, which peftc does not know")
+        return result
+
+    def attribute(self, module: fx.GraphModule, node: fx.Node) -> Any:
+        """What a graph reads of its module: the body of an operator, or a tensor as a constant."""
+        target = str(node.target)
+        held = getattr(module, target) if hasattr(module, target) else module.get_submodule(target)
+        if not isinstance(held, Tensor):
+            return held
+        self.constants[target] = held
+        constant = self.graph.get_attr(f"{CONSTANTS}.{target}")
+        constant.meta = dict(node.meta)
+        return constant
+
+    def call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        """One call; of a mode-switching operator its body, and of an item of known ones that item."""
+        args, kwargs = node.args, node.kwargs
+        if node.target is operator.getitem and isinstance(source := args[0], fx.Node):
+            known: Any = env.get(source)
+            if isinstance(known, (tuple, list)):
+                return known[args[1]]  # type: ignore[index]  # tracing picks items by number
+        name = getattr(node.target, "__name__", str(node.target))
+        if name.startswith("wrap_with_"):
+            return self.inline(node, env, grad=name != "wrap_with_set_grad_enabled" or bool(args[0]))
+        copied = self.graph.create_node(
+            "call_function",
+            node.target,
+            fx.map_arg(args, lambda source: env[source]),
+            fx.map_arg(kwargs, lambda source: env[source]),
+            name=node.name,
+        )
+        copied.meta = dict(node.meta) | {MODULES: self.modules(node)}
+        return copied
+
+    def modules(self, node: fx.Node) -> tuple[tuple[str, str], ...]:
+        """(path, call) of the modules around a node, outermost first, by their paths in the whole model.
+
+        A module that is called several times has one path; its later calls carry another `call`.
+        """
+        stack = node.meta.get("nn_module_stack") or {}
+        found = []
+        for key, (path, _) in stack.items():
+            inner = path.partition("@")[0].removeprefix("L['self'].").removeprefix("L['self']")
+            whole = ".".join(part for part in (self.path, inner) if part)
+            found.append((whole, key.rpartition("@")[2] if "@" in key else "0"))
+        return tuple(found)
+
+    def inline(self, node: fx.Node, env: dict[fx.Node, Any], grad: bool) -> Any:
+        """The body of a mode-switching operator, in place of the operator.
+
+        Where gradients were off and the body could have carried some, its results are detached.
+        """
+        position, held = next(
+            (i, arg) for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )
+        body: fx.GraphModule = env[held]
+        actual = [env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[position + 1 :]]
+        inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]
+        outputs = self.copy(body, dict(zip(inner, actual, strict=True)))
+        if grad or not any(carries_gradient(source) for source in actual):
+            return outputs
+        return type(outputs)(self.detached(value) if carries_gradient(value) else value for value in outputs)
+
+    def detached(self, node: fx.Node) -> fx.Node:
+        """A node's value without its history."""
+        cut = self.graph.call_function(torch.ops.aten.detach.default, (node,))
+        cut.meta = dict(node.meta)
+        return cut
+
+    def write_output(self, leaves: list[Any]) -> None:
+        """Rebuild the model's own output object from the exported leaves, as nodes of the graph."""
+        spec = self.exported.call_spec.out_spec
+        assert spec is not None
+        self.graph.output(self.build(spec, iter(leaves)))
+
+    def build(self, spec: Any, leaves: Iterator[Any]) -> Any:
+        """One level of the output's structure."""
+        if spec.is_leaf():
+            return next(leaves)
+        children = [self.build(child, leaves) for child in spec.children()]
+        if spec.type in (tuple, list):
+            return spec.type(children)
+        if spec.type is dict:
+            return dict(zip(spec.context, children, strict=True))
+        has_fields = dataclasses.is_dataclass(spec.type) and isinstance(spec.context, list)
+        if has_fields:
+            return self.graph.call_function(spec.type, (), dict(zip(spec.context, children, strict=True)))
+        return self.graph.call_function(structure_maker(spec.type, spec.context, len(children)), (children,))
+
+
+def carries_gradient(node: Any) -> bool:
+    """Whether a node's value may have a gradient: a float that depends on a parameter or on a float input."""
+    if not isinstance(node, fx.Node):
+        return False
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        seen.add(current)
+        val = current.meta.get("val")
+        if not isinstance(val, Tensor) or not val.dtype.is_floating_point:
+            continue
+        if current.op == "placeholder" or is_parameter(current):
+            return True
+        stack.extend(source for source in current.all_input_nodes if source not in seen)
+    return False
+
+
+def dict_lookup(root: nn.Module, path: str) -> Any:
+    """The tensor at a path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
