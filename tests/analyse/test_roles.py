@@ -76,10 +76,9 @@ def test_every_part_of_a_decoder() -> None:
     assert analysis.unread == ()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("make", [bert, llama])
-def test_sites_do_not_depend_on_how_attention_is_spelled(make: Callable[..., Any], attention: str) -> None:
-    one = analysed(make(attention=attention), input_ids=tokens())
+def test_sites_do_not_depend_on_how_attention_is_spelled(make: Callable[..., Any]) -> None:
+    one = analysed(make(attention="eager"), input_ids=tokens())
     other = analysed(make(), input_ids=tokens())
     assert {(s.role, s.id) for s in one.sites} == {(s.role, s.id) for s in other.sites}
 

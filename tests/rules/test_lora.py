@@ -118,7 +118,7 @@ class ByHand(nn.Module):
 
 
 @pytest.mark.parametrize("make", [bert, llama])
-@pytest.mark.parametrize("part", ["q,v", "all-linear", "attention", "ffn", "o"])
+@pytest.mark.parametrize("part", ["all-linear", "o"])
 def test_the_equation(make: Callable[[], Any], part: str) -> None:
     model = make()
     batch = {"input_ids": tokens(), "attention_mask": padding()}

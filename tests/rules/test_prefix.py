@@ -12,6 +12,7 @@ from torch import Tensor
 
 import peftc
 from tests.models import BATCH, LENGTH, WORDS, bert, llama, minilm, padding, randomise, smollm2, tokens
+from tests.rules import references
 from tests.rules.references import BertReference, LlamaReference
 
 PREFIX = 5
@@ -50,6 +51,21 @@ def reference(model: Any, kind: str, compiled: Any, given: Callable[[], Tensor])
     return copied
 
 
+def logits_and_gradients(run: Callable[[], Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    logits = run()
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    return [logits.detach(), *torch.autograd.grad((logits * weights).sum(), parameters)]
+
+
+def in_both_precisions(run: Callable[[], Tensor], parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Results with the reference's attention summed in float64, then in float32."""
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        references.COMPUTE[0] = dtype
+        results.append(logits_and_gradients(run, parameters))
+    return results
+
+
 CASES = [
     pytest.param(bert, "bert", id="bert"),
     pytest.param(lambda: bert(attention="eager"), "bert", id="bert-written-out"),
@@ -75,13 +91,13 @@ def test_the_written_out_attention(make: Callable[[], Any], kind: str) -> None:
         now[0] = torch.ones_like(ids) if mask is None else mask
         given = {} if mask is None else {"attention_mask": mask}
         real = now[0].bool() if kind == "llama" else torch.ones(BATCH, dtype=torch.bool)
-        got, want = compiled(ids, **given).logits[real], want_of(ids, **given).logits[real]
-        torch.testing.assert_close(got, want, atol=3e-5, rtol=1e-5)
-        weights = torch.randn(want.shape, generator=torch.Generator().manual_seed(0))
-        ours = torch.autograd.grad((got * weights).sum(), parameters)
-        theirs = torch.autograd.grad((want * weights).sum(), parameters)
-        for one, other in zip(ours, theirs, strict=True):
-            assert (one - other).abs().max() <= 2e-5 * max(1.0, float(other.abs().max()))
+        ours, (exact, rounded) = (
+            logits_and_gradients(lambda: compiled(ids, **given).logits[real], parameters),
+            in_both_precisions(lambda: want_of(ids, **given).logits[real], parameters),
+        )
+        for one, other, third in zip(ours, exact, rounded, strict=True):
+            noise = float((other - third).abs().max())  # 30 layers of a real model make much of a last bit
+            assert (one - other).abs().max() <= max(2e-5 * max(1.0, float(other.abs().max())), 2 * noise)
 
 
 @pytest.mark.parametrize(

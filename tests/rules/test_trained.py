@@ -1,4 +1,4 @@
-"""Rules that train the model's own parameters (bitfit, full, head): exactly those planned, by plain gradients."""
+"""Rules that train the model's own parameters (bitfit, full, head): those planned, by plain gradients."""
 
 from __future__ import annotations
 
