@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
-COMPUTE = [torch.float64]  # what attention is summed in; float32 shows how far rounding alone goes
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, p_k: Tensor, p_v: Tensor) -> Tensor:
     """softmax(q [P_k; K]ᵀ / √d) [P_v; V]; `seen` [batch queries keys] says which tokens a query sees.
 
     Keys may have fewer heads than queries: query head i reads key head i // group.
     """
-    given, dtype = q.dtype, COMPUTE[0]
-    q, k, v, p_k, p_v = (x.to(dtype) for x in (q, k, v, p_k, p_v))
     heads, width = q.shape[1], q.shape[3]
     group = heads // k.shape[1]
     outputs = []
@@ -30,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, p_k: Tensor, p_v: Tens
         weights = weights / weights.sum(-1, keepdim=True)
         length = p_k.shape[1]
         outputs.append(weights[..., :length] @ p_v[own] + weights[..., length:] @ v[:, own])
-    return torch.cat(outputs, -1).to(given)
+    return torch.cat(outputs, -1)
 
 
 class BertReference(nn.Module):
