@@ -1,7 +1,8 @@
 """The compiled model with its adapters off against the model it came from: eager, forward and backward.
 
-Both run in one process on one thread, in interleaved rounds, in CPU time; the original runs twice in every round, which
-says how far the machine itself is to be trusted. Every ratio is the median over rounds of compiled / original.
+Both run in one process on one thread, in interleaved rounds, in CPU time. The original runs twice in every
+round, which says how far the machine itself is to be trusted. Every ratio is the median over rounds of
+compiled / original.
 
     python benchmarks/overhead.py [--rounds 15] [--json results/overhead.json]
 """
@@ -86,7 +87,7 @@ def measure(make: Callable[[], nn.Module], length: int, masked: bool, rounds: in
     inputs: dict[str, Tensor] = {"input_ids": torch.randint(0, 4096, (batch, length))}
     if masked:
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.int64)
-    compiled = peftc.compile(model, rules=["lora:q,v"])
+    compiled: Any = peftc.compile(model, rules=["lora:q,v"])
     plan = compiled.peftc_plan
     table = model.get_input_embeddings().weight  # type: ignore[operator]
     twin = compiled.get_input_embeddings().weight  # type: ignore[operator]
@@ -113,7 +114,7 @@ def measure(make: Callable[[], nn.Module], length: int, masked: bool, rounds: in
         "sites": len(plan.sites),
         "equal": equal,
         "ratio": statistics.median(b / a for a, b in zip(base, second, strict=True)),
-        "ratio_of_minima": min(second) / min(min(first), min(third)),
+        "ratio_of_minima": min(second) / min(*first, *third),
         "control": statistics.median(b / a for a, b in zip(first, third, strict=True)),
         "milliseconds": 1000 * statistics.median(base),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,19 +42,19 @@ def structure(graph: fx.Graph) -> Hashable:
         )
         if node.op == "placeholder":
             target = ""
-        args = fx.map_arg((node.args, dict(node.kwargs)), lambda source: Reference(number[source]))
-        rows.append((node.op, target, repr(args)))
+        rows.append((node.op, target, spell((node.args, dict(node.kwargs)), number)))
     return tuple(rows)
 
 
-class Reference:
-    """Stands for an earlier node in a structure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __repr__(self) -> str:
-        return f"%{self.number}"
+def spell(argument: object, number: Mapping[fx.Node, int]) -> str:
+    """An argument as text, with nodes by number."""
+    if isinstance(argument, fx.Node):
+        return f"%{number[argument]}"
+    if isinstance(argument, dict):
+        return ",".join(f"{key}={spell(item, number)}" for key, item in argument.items())
+    if isinstance(argument, (list, tuple)):
+        return f"({','.join(spell(item, number) for item in argument)})"
+    return repr(argument)
 
 
 def function_of(graph: fx.Graph, label: str) -> Callable[..., Any]:

@@ -17,6 +17,10 @@ from peftc.graph import operations
 from peftc.lang import ANY, Axes, Constant, Operation, Term
 from peftc.lang.walk import Sign
 
+Terms = tuple[Term, ...]
+Settings = Mapping[str, Constant]
+Lowering = Callable[[Terms, Settings, Axes], object]
+
 SIGNS: Mapping[Sign, Callable[..., Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -84,7 +88,8 @@ class GraphBackend:
         """One operation of the vocabulary: a peftc lowering, or a torch function on the same axes."""
         space, _, name = operation.lower.rpartition(".")
         if space == "peftc":
-            return getattr(self, f"lower_{name}")(terms, settings, axes)
+            lower: Lowering = getattr(self, f"lower_{name}")
+            return lower(terms, settings, axes)
         function = getattr(importlib.import_module(space), name)
         positions = (
             {"dim": terms[0].axes.index(str(settings["axis"])) - len(terms[0].axes)}
@@ -104,55 +109,50 @@ class GraphBackend:
         want = tuple(axis for axis in named if axis in have)
         if want != have:
             held = self.make(torch.permute, held, tuple(have.index(axis) for axis in want))
-        first = next((i for i, axis in enumerate(named) if axis in have), len(named))
-        for position in range(first, len(named)):
+        first = next((position for position, axis in enumerate(named) if axis in have), len(named))
+        for position in range(first, len(named)):  # axes in front of the first are broadcast as they are
             if named[position] not in have:
-                held = self.make(
-                    torch.unsqueeze, held, position - len(named) + (0 if position < len(named) else 1)
-                )
+                held = self.make(torch.unsqueeze, held, position - first)
         return held
 
-    def lower_dropout(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_dropout(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Dropout that asks for the mode when it runs."""
         if not settings["p"]:
             return terms[0].held
         return self.make(torch.ops.aten.dropout.default, terms[0].held, settings["p"], mode_node(self.graph))
 
-    def lower_activate(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_activate(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The activation that an option names."""
         kind = str(settings["kind"])
         return terms[0].held if kind == "identity" else self.make(getattr(F, kind), terms[0].held)
 
-    def lower_layer_norm(
-        self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
-    ) -> object:
+    def lower_layer_norm(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Mean 0 and variance 1 along an axis."""
         return self.make(
             operations.layer_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"]
         )
 
-    def lower_rms_norm(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_rms_norm(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Mean square 1 along an axis."""
         return self.make(
             operations.rms_normalize, terms[0].held, self.place(terms[0], settings), settings["eps"]
         )
 
-    def lower_concat(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+    def lower_concat(self, terms: Terms, settings: Settings, axes: Axes) -> object:
         """The first term in front of the second, repeated over the axes that it lacks."""
         first, second = terms
         held = self.align(first, axes)
-        lifted = len(axes) - len(first.axes)
-        if lifted:
-            for _ in range(sum(1 for axis in axes[:lifted] if axis not in first.axes)):
-                held = self.make(torch.unsqueeze, held, 0)
-            missing = tuple(i for i, axis in enumerate(axes) if axis not in first.axes)
+        missing = tuple(position for position, axis in enumerate(axes) if axis not in first.axes)
+        for position, axis in enumerate(axes):
+            if axis in first.axes:
+                break
+            held = self.make(torch.unsqueeze, held, position)
+        if missing:
             held = self.make(operations.repeat_like, held, second.held, missing)
         return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
 
-    def lower_see_prefix(
-        self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
-    ) -> object:
-        """A mask with keys in front that all queries see. An absent mask stays so, unless it stood for a causal one."""
+    def lower_see_prefix(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """A mask with keys in front that all queries see. An absent one stays so, unless it means causal."""
         mask, length = terms[0].held, cast(int, terms[1].held)
         if isinstance(mask, AbsentMask):
             if not mask.causal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -29,7 +29,7 @@ def rewrite(graph: fx.Graph, analysis: Analysis, plan: Plan, root: str = "") -> 
         root: path of the module that the graph was captured from.
 
     Raises:
-        ProgramError: a site of the plan lies in `root` and its weight is read, but the graph does not show the site.
+        ProgramError: a site of the plan lies in `root`, but the graph does not show it.
     """
     copied, moved = copy_graph(graph)
     rewriter = Rewriter(copied, moved)
@@ -107,7 +107,7 @@ class Rewriter:
         given: dict[str, Term] = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 
-        def new_parameter(key: str, declared: Parameter, sizes: tuple[int, ...]) -> Term:
+        def new_parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
             return Term(declared.named, self.parameter(parameters[key]))
 
         own_before = set(self.graph.nodes)
@@ -116,7 +116,7 @@ class Rewriter:
         for group, before in ((operands, True), (results, False)):
             if not group:
                 continue
-            with self.insertion(ports, group, anchor, before):
+            with self.insertion(ports[group[0]], before):
                 for port, at in ports.items():
                     given[port] = Term(told.ports[port], self.value(port, at, application, backend))
                 scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
@@ -124,21 +124,18 @@ class Rewriter:
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
                 self.write(port, ports[port], node, application, backend, own)
-        for port, key in application.inserted.items():
-            self.insert_bias(ports["y"], parameters[key], application, backend, port)
+        for key in application.inserted.values():
+            self.insert_bias(ports["y"], parameters[key], backend)
 
     def lined_up(self, term: Term, axes: tuple[str, ...], backend: GraphBackend) -> Any:
         """A term's node in the port's own order of axes."""
         return term.held if isinstance(term.held, AbsentMask) else backend.align(term, axes)
 
-    def insertion(
-        self, ports: Mapping[str, Port], group: Iterable[str], anchor: fx.Node, before: bool
-    ) -> Any:
+    def insertion(self, at: Port, before: bool) -> Any:
         """Where new nodes go: before the consumer of an operand, after the value of a result."""
-        first = ports[next(iter(group))]
         if before:
-            return self.graph.inserting_before(first.node)
-        current = self.latest.get(first.node, first.node)
+            return self.graph.inserting_before(at.node)
+        current = self.latest.get(at.node, at.node)
         # Before the next node, not after this one: nodes then stand in the order in which they are made.
         return self.graph.inserting_before(current.next)
 
@@ -153,7 +150,8 @@ class Rewriter:
         source = at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
-            assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
+            assert isinstance(query, fx.Node)
+            assert isinstance(key, fx.Node)
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
         return source
 
@@ -186,10 +184,8 @@ class Rewriter:
             if port == "mask":
                 at.node.update_kwarg("is_causal", False)
 
-    def insert_bias(
-        self, at: Port, parameter: NewParameter, application: Application, backend: GraphBackend, port: str
-    ) -> None:
-        """Add a zero parameter to a result, in place of the weight port that its site lacks."""
+    def insert_bias(self, at: Port, parameter: NewParameter, backend: GraphBackend) -> None:
+        """Add a zero parameter to a result, in place of the bias that its site lacks."""
         current = self.latest.get(at.node, at.node)
         node = self.parameter(parameter)
         with self.graph.inserting_after(current):
@@ -198,7 +194,7 @@ class Rewriter:
         self.latest[at.node] = new
 
     def parameter(self, parameter: NewParameter) -> fx.Node:
-        """The node that reads a new parameter; one for the whole graph, in front of everything that could use it."""
+        """The node that reads a new parameter: one for the whole graph, in front of all that could use it."""
         if parameter.path not in self.read:
             first = next(node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr"))
             with self.graph.inserting_before(first):

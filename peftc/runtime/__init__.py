@@ -1,4 +1,4 @@
-"""The compiled module: programs by call signature, adapters on and off, and the names that PEFT users know."""
+"""The compiled module: programs by call signature, adapters on and off, and names that PEFT users know."""
 
 from peftc.runtime.build import build, twin
 from peftc.runtime.compilation import Look, carry_out, look

@@ -15,8 +15,8 @@ from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
 
 PLAIN_LAWS = {
-    "zeros": lambda tensor, s: nn.init.zeros_(tensor),
-    "ones": lambda tensor, s: nn.init.ones_(tensor),
+    "zeros": lambda tensor, _: nn.init.zeros_(tensor),
+    "ones": lambda tensor, _: nn.init.ones_(tensor),
     "constant": lambda tensor, s: nn.init.constant_(tensor, s["value"]),
     "normal": lambda tensor, s: nn.init.normal_(tensor, std=s["std"]),
     "truncated_normal": lambda tensor, s: nn.init.trunc_normal_(
@@ -24,13 +24,13 @@ PLAIN_LAWS = {
     ),
     "uniform": lambda tensor, s: nn.init.uniform_(tensor, s["low"], s["high"]),
     "kaiming_uniform": lambda tensor, s: nn.init.kaiming_uniform_(tensor, a=s["slope"]),
-    "xavier_uniform": lambda tensor, s: nn.init.uniform_(
+    "xavier_uniform": lambda tensor, _: nn.init.uniform_(
         tensor,
         -math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),
         math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),
     ),
-    "orthogonal": lambda tensor, s: nn.init.orthogonal_(tensor),
-    "identity": lambda tensor, s: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
+    "orthogonal": lambda tensor, _: nn.init.orthogonal_(tensor),
+    "identity": lambda tensor, _: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
 }
 
 
@@ -100,7 +100,7 @@ def home(root: nn.Module, path: str) -> nn.Module:
     """The module at a path, made of empty modules where it is not there yet."""
     module = root
     for name in path.split("."):
-        child = module._modules.get(name)
+        child = dict(module.named_children()).get(name)
         if child is None:
             child = nn.Module()
             module.add_module(name, child)

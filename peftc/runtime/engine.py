@@ -1,4 +1,4 @@
-"""What a compiled module runs on: looks a call's program up by its signature, and captures it on first sight."""
+"""What a compiled module runs on: looks up a call's program by its signature, captures it on first sight."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Engine:
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def number_for_trace(self, key: Key) -> int:
-        """The number of the program of a call that is being traced; captured here and now if it has none yet."""
+        """Number of the program of a call that is being traced; captured here and now if it has none yet."""
         for entry in self.programs.get(key, ()):
             if not entry.program.fixed:
                 return self.entries.index(entry)
@@ -199,7 +199,7 @@ class Engine:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""
         if not constants:
             return
-        if CONSTANTS not in self.root._modules:
+        if not hasattr(self.root, CONSTANTS):
             self.root.add_module(CONSTANTS, nn.Module())
         holder = self.root.get_submodule(CONSTANTS)
         for name, tensor in constants.items():
@@ -240,7 +240,7 @@ def arguments_of(parts: tuple[Any, ...]) -> dict[str, Any]:
             arguments[name] = rest[0]
         else:
             raise ProgramError(
-                f"this call, with {name!r}, has no program yet and cannot be captured while torch.compile traces it",
+                f"this call, with {name!r}, has no program yet and cannot be captured while it is traced",
                 hint="call the module once with these arguments before it is traced",
             )
     return arguments

@@ -26,7 +26,7 @@ class StoredModule(CompiledModule):
         Args:
             save_directory: the folder; made if need be.
             overwrite: whether an adapter that is there already may be replaced.
-            is_main_process: given by transformers' Trainer, whose checkpoints are its own to replace; a process
+            is_main_process: given by transformers' Trainer, whose checkpoints are its own to replace. A process
                 that is not the main one writes nothing.
 
         Raises:

@@ -29,7 +29,8 @@ def made(name: str, **changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def bert() -> nn.Module:
-    return tiny_bert()
+    model: nn.Module = tiny_bert()
+    return model
 
 
 def test_every_site_of_a_role_is_applied_to_or_skipped(bert: nn.Module) -> None:
@@ -40,7 +41,9 @@ def test_every_site_of_a_role_is_applied_to_or_skipped(bert: nn.Module) -> None:
     assert applied | set(skipped) == linears
     assert not applied & set(skipped)
     assert all(each.site.layer == 1 and each.site.part in ("q", "v") for each in plan.of("lora"))
-    assert {reason for site, reason in skipped.items() if site.endswith((":q", ":v"))} == {"layer 0, not in 1"}
+    assert {reason for site, reason in skipped.items() if site.endswith((":q", ":v"))} == {
+        "layer 0, not in 1"
+    }
 
 
 def test_a_part_that_no_site_has_is_refused_even_when_another_matched(bert: nn.Module) -> None:
@@ -54,7 +57,7 @@ def test_a_rule_that_matches_nothing_shows_why_and_the_nearest(bert: nn.Module) 
     with pytest.raises(NoMatchError) as caught:
         peftc.plan(bert, ["lora(rank=4000)"])
     assert "rank < d_in is not so (4000 against" in str(caught.value)
-    with pytest.raises(NoMatchError, match="nearest: .*query"):
+    with pytest.raises(NoMatchError, match=r"nearest: .*query"):
         peftc.plan(bert, ["lora:path=*.quary"])
 
 
@@ -69,7 +72,7 @@ def test_rules_that_exclude_each_other_are_both_named(bert: nn.Module) -> None:
 
 
 def test_a_circle_of_orders_is_named(bert: nn.Module) -> None:
-    with pytest.raises(ConflictError, match="one before two before one|two before one before two"):
+    with pytest.raises(ConflictError, match=r"one before two before one|two before one before two"):
         peftc.plan(bert, [made("one", before=["two"]), made("two", before=["one"])])
 
 
