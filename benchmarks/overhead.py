@@ -82,21 +82,21 @@ def step_of(model: nn.Module, inputs: Mapping[str, Tensor], watched: Tensor) -> 
 def measure(make: Callable[[], nn.Module], length: int, masked: bool, rounds: int) -> dict[str, Any]:
     """Time one configuration."""
     torch.manual_seed(0)
-    model = make().train()
+    model: Any = make().train()
     batch = max(1, 1024 // length) * 2
     inputs: dict[str, Tensor] = {"input_ids": torch.randint(0, 4096, (batch, length))}
     if masked:
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.int64)
     compiled: Any = peftc.compile(model, rules=["lora:q,v"])
     plan = compiled.peftc_plan
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
-    twin = compiled.get_input_embeddings().weight  # type: ignore[operator]
+    table = model.get_input_embeddings().weight
+    twin = compiled.get_input_embeddings().weight
     model.requires_grad_(False)
     table.requires_grad_(True)
     compiled.requires_grad_(False)
     twin.requires_grad_(True)
     original, ours = step_of(model, inputs, table), step_of(compiled, inputs, twin)
-    with compiled.disable_adapter():  # type: ignore[operator]
+    with compiled.disable_adapter():
         equal = bool(torch.equal(model(**inputs).logits, compiled(**inputs).logits))
         for _ in range(2):
             original(), ours()

@@ -110,7 +110,8 @@ class Emission:
             if source not in env:
                 target = str(source.target)
                 relative = target if target == MODE else below(target, path)
-                assert source.op == "get_attr" and relative is not None
+                assert source.op == "get_attr"
+                assert relative is not None
                 env[source] = body.get_attr(relative)
             return env[source]
 

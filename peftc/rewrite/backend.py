@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import fx
+from torch.nn import functional
 
 from peftc.capture.modes import mode_node
 from peftc.graph import operations
@@ -69,7 +69,7 @@ class GraphBackend:
         """`left @ right`: a linear map where the right side is a matrix with the summed axis last, else an einsum."""
         summed = left.axes[-1]
         if len(right.axes) == 2 and right.axes[1] == summed and right.axes[0] not in left.axes:
-            return self.make(F.linear, left.held, right.held)
+            return self.make(functional.linear, left.held, right.held)
         if len(right.axes) == 2 and right.axes[0] == summed and right.axes[1] not in left.axes:
             return self.make(torch.matmul, left.held, right.held)
         letters = {
@@ -124,7 +124,7 @@ class GraphBackend:
     def lower_activate(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The activation that an option names."""
         kind = str(settings["kind"])
-        return terms[0].held if kind == "identity" else self.make(getattr(F, kind), terms[0].held)
+        return terms[0].held if kind == "identity" else self.make(getattr(functional, kind), terms[0].held)
 
     def lower_layer_norm(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Mean 0 and variance 1 along an axis."""
@@ -151,7 +151,7 @@ class GraphBackend:
             held = self.make(operations.repeat_like, held, second.held, missing)
         return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
 
-    def lower_see_prefix(self, terms: Terms, settings: Settings, _: Axes) -> object:
+    def lower_see_prefix(self, terms: Terms, _: Settings, __: Axes) -> object:
         """A mask with keys in front that all queries see. An absent one stays so, unless it means causal."""
         mask, length = terms[0].held, cast(int, terms[1].held)
         if isinstance(mask, AbsentMask):
