@@ -1,4 +1,4 @@
-"""From a normalised graph to sites: which part of a model plays which role. Told by data flow, never by names."""
+"""From a normalised graph to sites: which part of a model plays which role. Told by data flow, not by names."""
 
 from peftc.analyse.analysis import Analysis, Located, analyse
 from peftc.analyse.site import Port, Site, Use

@@ -1,7 +1,7 @@
 """Which output channels of which projections a value is made of.
 
-A tensor of channel numbers is sent through the graph's own data movement (views, transposes, slices, rotations), so a
-fused projection yields the exact slice of each part, contiguous or interleaved.
+A tensor of channel numbers is sent through the graph's own data movement (views, transposes, slices, rotations),
+so a fused projection yields the exact slice of each part, contiguous or interleaved.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from peftc.analyse.projections import Projection
 from peftc.graph.reading import hint, is_tensor, operator_name, shape, value
 
 MOVES = frozenset(
-    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten narrow"
-    " contiguous clone movedim swapaxes repeat repeat_interleave roll flip expand_as view_as alias detach to".split()
+    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten"
+    " narrow contiguous clone movedim swapaxes repeat repeat_interleave roll flip expand_as view_as alias detach"
+    " to".split()
 )
 SPLITS = frozenset("split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk".split())
 POINTWISE = frozenset(
-    "add sub mul div neg rsub dropout silu gelu relu tanh sigmoid where masked_fill clamp pow rms_norm layer_norm"
-    " leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
+    "add sub mul div neg rsub dropout silu gelu relu tanh sigmoid where masked_fill clamp pow rms_norm"
+    " layer_norm leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
 )
 
 Channels = Mapping[fx.Node, Tensor]
-"""Projection node → channel numbers in the value's shape; -1 where the value is not made of that projection."""
+"""Projection node → channel numbers in the value's shape; -1 where the value is not made of it."""
 
 
 class ChannelFlow:

@@ -12,7 +12,8 @@ from peftc.analyse.projections import Projection
 from peftc.graph.reading import is_call, operator_name
 
 ACTIVATIONS = frozenset(
-    "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf prelu".split()
+    "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
+    " prelu".split()
 )
 
 
@@ -31,7 +32,7 @@ def feed_forwards(
 ) -> list[FeedForward]:
     """Every feed-forward network whose projections are not `taken` by attention.
 
-    Its way back must end at the width where it began: that tells it from a pooler with a classifier behind it.
+    Its way back must end at the width where it began: that tells it from a pooler before a classifier.
     """
     found: dict[fx.Node, FeedForward] = {}
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""Where tokens are placed: whole numbers that count up by one along the sequence, at a table or at a rotation."""
+"""Where tokens are placed: whole numbers that count up by one along the sequence, at a table or a rotation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def position_ports(graph: fx.Graph, state: State) -> Iterator[tuple[fx.Node, Por
 def counts_up(node: Any, state: State) -> bool:
     """Whether a tensor of whole numbers counts up by one along its longest axis.
 
-    It is computed for a small size, with inputs of ones: a mask of ones is one without padding. Token ids do not count
-    up, whatever they are made of.
+    It is computed for a small size, with inputs of ones: a mask of ones is one without padding. Token ids do not
+    count up, whatever they are made of.
     """
     if not is_tensor(node) or value(node).dtype not in (torch.int64, torch.int32):
         return False
@@ -37,7 +37,7 @@ def counts_up(node: Any, state: State) -> bool:
         return False
     try:
         result = evaluate(node, nodes, (2, 7), state)
-    except Exception:  # something that cannot be run outside the trace: no evidence
+    except Exception:  # noqa: BLE001 - any node may fail outside the trace: that is no evidence
         return False
     long = [axis for axis, size in enumerate(result.shape) if size > 2]
     return len(long) == 1 and bool((result.diff(dim=long[0]) == 1).all())

@@ -46,7 +46,7 @@ class Site:
 class Port:
     """Where one graph has a port.
 
-    A result is the value of `node`. An operand is the argument `key` of `node`; so is a value that is only read.
+    A result is the value of `node`. An operand is the argument `key` of `node`; so is a value only read.
     """
 
     kind: str

@@ -1,0 +1,57 @@
+"""Which parts projections play in the attentions and feed-forward networks that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from peftc.analyse.attention import AttentionCore
+from peftc.analyse.feedforward import FeedForward
+from peftc.analyse.projections import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part that a projection plays.
+
+    Attributes:
+        name: word of the table of roles; "" for a projection that plays none.
+        channels: numbers of the output channels that play it; None where all do.
+        scope: "cross" in attention between two sequences, else "".
+        evidence: what in the data flow gave the part.
+    """
+
+    name: str
+    channels: Tensor | None = None
+    scope: str = ""
+    evidence: str = ""
+
+
+def parts_played(
+    projections: Mapping[fx.Node, Projection], cores: Iterable[AttentionCore], networks: Iterable[FeedForward]
+) -> dict[fx.Node, list[Part]]:
+    """The parts of each projection that plays some; a fused one plays several."""
+    played: dict[fx.Node, list[Part]] = {}
+    for core in cores:
+        scope = "cross" if is_crossed(core, projections) else ""
+        for projection, parts in core.parts.items():
+            for name, channels in parts.items():
+                evidence = f"its channels reach operand {name} of {core.node.name}"
+                played.setdefault(projection, []).append(Part(name, channels, scope, evidence))
+        if core.o is not None:
+            evidence = f"first product that reads {core.node.name}"
+            played.setdefault(core.o, []).append(Part("o", None, scope, evidence))
+    for network in networks:
+        for name, node in (("gate", network.gate), ("up", network.up), ("down", network.down)):
+            if node is not None:
+                evidence = f"{name} of a feed-forward network with {network.activation}"
+                played.setdefault(node, []).append(Part(name, evidence=evidence))
+    return played
+
+
+def is_crossed(core: AttentionCore, projections: Mapping[fx.Node, Projection]) -> bool:
+    """Whether the queries of an attention are made of another value than its keys."""
+    query, key = core.projection("q"), core.projection("k")
+    return query is not None and key is not None and projections[query].x is not projections[key].x

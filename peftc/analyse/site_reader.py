@@ -1,0 +1,283 @@
+"""Every use of every site of one graph, from the findings of the other modules here. Merges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from peftc.analyse.attention import AttentionCore, attention_cores
+from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
+from peftc.analyse.feedforward import FeedForward, feed_forwards
+from peftc.analyse.parts import Part, parts_played
+from peftc.analyse.positions import position_ports
+from peftc.analyse.projections import Projection, projections
+from peftc.analyse.site import Port, Site, Use
+from peftc.analyse.structure import block_of, block_paths
+from peftc.graph.reading import (
+    argument,
+    is_call,
+    is_parameter,
+    is_tensor,
+    module_path,
+    operator_name,
+    shape,
+    value,
+)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a parameter was put in by peftc."""
+    return "peftc" in path.split(".")
+
+
+class SiteReader:
+    """Walks one graph and yields (site, use) pairs."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.graph, self.root = graph, root
+        self.blocks = block_paths(root)
+        self.projections = projections(graph)
+        self.flow = ChannelFlow(self.projections)
+        self.cores = attention_cores(graph, self.projections, self.flow)
+        taken = {node for core in self.cores for node in core.parts} | {
+            core.o for core in self.cores if core.o
+        }
+        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, taken)
+        self.heads = set(self.head_nodes())
+
+    def found(self) -> Iterator[tuple[Site, Use]]:
+        """Every use of every site, in graph order within each role."""
+        yield from self.linears()
+        for core in self.cores:
+            yield self.attention(core)
+        for network in self.feed_forwards:
+            yield self.ffn(network)
+        yield from self.norms()
+        yield from self.embeddings()
+        yield from self.head_sites()
+        yield from self.block_sites()
+        yield from self.positions()
+        yield from self.tensors()
+
+    def layer(self, node: fx.Node) -> int | None:
+        """Number of the block around a node."""
+        block = block_of(node, self.blocks)
+        return None if block is None else self.blocks[block[0]]
+
+    def owner(self, node: fx.Node, weight: str) -> str:
+        """Path of the module that owns a weight where `node` uses it: the one around the node if it has it."""
+        path = module_path(node)
+        try:
+            module = self.root.get_submodule(path)
+            tensor = lookup(self.root, weight)
+        except AttributeError:
+            return weight.rpartition(".")[0]
+        if any(own is tensor for own in module.parameters(recurse=False)):
+            return path
+        return weight.rpartition(".")[0]
+
+    def linears(self) -> Iterator[tuple[Site, Use]]:
+        """One site for each part that a projection plays."""
+        played = parts_played(self.projections, self.cores, self.feed_forwards)
+        for node, projection in self.projections.items():
+            alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
+            for part in played.get(node, [alone]):
+                yield self.linear(projection, part)
+
+    def linear(self, projection: Projection, part: Part) -> tuple[Site, Use]:
+        """One linear site."""
+        node = projection.node
+        rows = None if part.channels is None else rows_of(part.channels, projection.d_out)
+        d_out = projection.d_out if rows is None else sum(stop - start for start, stop in rows)
+        weights = {"W": projection.weight} | ({"b": projection.bias} if projection.bias else {})
+        site = Site(
+            "linear",
+            part.name,
+            self.owner(node, projection.weight),
+            self.layer(node),
+            {"d_in": projection.d_in, "d_out": d_out},
+            weights,
+            rows,
+            part.scope,
+            part.evidence,
+        )
+        return site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
+
+    def attention(self, core: AttentionCore) -> tuple[Site, Use]:
+        """The site of one attention core."""
+        node = core.node
+        q, k = shape(node.args[0]), shape(node.args[1])  # type: ignore[arg-type]
+        sizes = {"heads": q[1], "kv_heads": k[1], "head_dim": q[3]}
+        ports = {
+            "q": Port("operand", node, 0),
+            "k": Port("operand", node, 1),
+            "v": Port("operand", node, 2),
+            "mask": Port("operand", node, "attn_mask"),
+            "y": Port("result", node),
+        }
+        query = core.projection("q")
+        if query is not None:
+            ports["h"] = Port("value", query, 0)
+            sizes["d_model"] = self.projections[query].d_in
+        site = Site(
+            "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
+        )
+        return site, Use(node, ports)
+
+    def ffn(self, network: FeedForward) -> tuple[Site, Use]:
+        """The site of one feed-forward network."""
+        down, up = self.projections[network.down], self.projections[network.up]
+        path = common_path(module_path(up.node), module_path(down.node))
+        readers = [node for node in (network.gate, network.up) if node is not None]
+        ports = {"x": Port("operand", readers[0], 0), "y": Port("result", down.node)}
+        site = Site(
+            "ffn",
+            "",
+            path,
+            self.layer(down.node),
+            {"d_model": down.d_out, "d_ff": down.d_in},
+            evidence=f"{up.node.name}, {network.activation}, {down.node.name}",
+        )
+        return site, Use(down.node, ports)
+
+    def norms(self) -> Iterator[tuple[Site, Use]]:
+        """Norms with a weight of the model."""
+        for node in self.graph.nodes:
+            if not is_call(node, "layer_norm", "rms_norm", "group_norm", "batch_norm"):
+                continue
+            weight = node.args[1] if operator_name(node) == "rms_norm" else argument(node, "weight")
+            if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+                continue
+            bias = None if operator_name(node) == "rms_norm" else argument(node, "bias")
+            weights = {"W": str(weight.target)}
+            if isinstance(bias, fx.Node) and bias.op == "get_attr":
+                weights["b"] = str(bias.target)
+            path = self.owner(node, str(weight.target))
+            evidence = operator_name(node)
+            site = Site(
+                "norm", "", path, self.layer(node), {"d": shape(weight)[0]}, weights, evidence=evidence
+            )
+            yield site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
+
+    def embeddings(self) -> Iterator[tuple[Site, Use]]:
+        """Gathers of a table's rows."""
+        for node in self.graph.nodes:
+            if not is_call(node, "embedding"):
+                continue
+            table = node.args[0]
+            if not isinstance(table, fx.Node) or table.op != "get_attr":
+                continue
+            sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
+            path = self.owner(node, str(table.target))
+            site = Site(
+                "embedding",
+                "",
+                path,
+                self.layer(node),
+                sizes,
+                {"W": str(table.target)},
+                evidence="gather of rows",
+            )
+            yield site, Use(node, {"y": Port("result", node)})
+
+    def head_nodes(self) -> Iterator[fx.Node]:
+        """Projections outside any block whose product is an output of the model, moved at most."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+        seen: set[fx.Node] = set()
+        while leaves:
+            leaf = leaves.pop()
+            if leaf in seen:
+                continue
+            seen.add(leaf)
+            if leaf in self.projections:
+                if block_of(leaf, self.blocks) is None:
+                    yield leaf
+            elif not is_tensor(leaf) or operator_name(leaf) in MOVES:
+                leaves.extend(leaf.all_input_nodes)
+
+    def head_sites(self) -> Iterator[tuple[Site, Use]]:
+        """Heads, told apart by whether they are as wide as the model's largest table, that of the tokens."""
+        tables = [module.num_embeddings for module in self.root.modules() if isinstance(module, nn.Embedding)]
+        for node in self.projections:
+            if node not in self.heads:
+                continue
+            projection = self.projections[node]
+            vocabulary = projection.d_out == max(tables, default=None)
+            part = Part("vocabulary" if vocabulary else "task", evidence="makes the model's output")
+            site, use = self.linear(projection, part)
+            yield replace(site, role="head"), use
+
+    def block_sites(self) -> Iterator[tuple[Site, Use]]:
+        """Repeated blocks: the value that enters and the value that leaves."""
+        members: dict[tuple[str, str], list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            block = block_of(node, self.blocks)
+            if block is not None and node.op == "call_function" and is_tensor(node):
+                members.setdefault(block, []).append(node)
+        for (path, _), nodes in members.items():
+            inside = set(nodes)
+            leaving = [
+                node
+                for node in nodes
+                if any(user not in inside and user.op != "output" for user in node.users)
+            ]
+            if not leaving or value(leaving[-1]).dim() < 2:
+                continue
+            last = leaving[-1]
+            site = Site(
+                "block",
+                "",
+                path,
+                self.blocks[path],
+                {"d_model": shape(last)[-1]},
+                evidence="child of a module list",
+            )
+            yield site, Use(last, {"y": Port("result", last)})
+
+    def positions(self) -> Iterator[tuple[Site, Use]]:
+        """Places that read where tokens stand."""
+        for node, port in position_ports(self.graph, lambda path: lookup(self.root, path)):
+            site = Site(
+                "positions",
+                "",
+                module_path(node),
+                self.layer(node),
+                {},
+                evidence="whole numbers that count up",
+            )
+            yield site, Use(node, {"p": port})
+
+    def tensors(self) -> Iterator[tuple[Site, Use]]:
+        """Every parameter that the graph reads."""
+        for node in self.graph.nodes:
+            if is_parameter(node) and not is_ours(str(node.target)):
+                path = str(node.target)
+                layer = next(
+                    (number for block, number in self.blocks.items() if path.startswith(f"{block}.")), None
+                )
+                yield (
+                    Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"),
+                    Use(node, {}),
+                )
+
+
+def lookup(root: nn.Module, path: str) -> Tensor:
+    """The tensor at a path."""
+    owner, _, name = path.rpartition(".")
+    tensor = getattr(root.get_submodule(owner), name)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def common_path(one: str, other: str) -> str:
+    """The longest module path that two paths share."""
+    shared = []
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        shared.append(a)
+    return ".".join(shared)
