@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 BATCH, LENGTH, WORDS = 3, 11, 61
 
+torch.set_num_threads(1)  # these models are so small that threads wait for one another most of the time
+
 
 def bert(seed: int = 0, *, dropout: float = 0.0, attention: str = "sdpa", **settings: Any) -> Any:
     """A tiny encoder with a classifier over its pooler."""
