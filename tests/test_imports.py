@@ -56,7 +56,10 @@ def imported_stages(path: Path) -> Iterator[tuple[int, str]]:
         else:
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
             module = node.module or ""
-            names = [f"peftc.{alias.name}" for alias in node.names] if module == "peftc" else [module]
+            if module == "peftc":  # the version is no stage
+                names = [f"peftc.{alias.name}" for alias in node.names if alias.name != "__version__"]
+            else:
+                names = [module]
         for name in names:
             parts = name.split(".")
             if parts[0] == "peftc" and len(parts) > 1:

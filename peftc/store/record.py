@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import nn
 
+from peftc import __version__
 from peftc.errors import CorruptAdapterError, PeftcError, StoreError
 from peftc.lang import Bound, flatten
 from peftc.match.plan import Application, Plan, digest_of
@@ -125,7 +126,7 @@ def record_of(compiled: nn.Module, plan: Plan, tensors: str) -> Record:
 
     return Record(
         format=1,
-        peftc=installed("peftc"),
+        peftc=__version__,
         torch=installed("torch"),
         transformers=installed("transformers"),
         made_for=type(compiled).__name__.removeprefix("Compiled"),
