@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import fx
 
 from peftc.errors import PassFailedError, PeftcError
-from peftc.graph.verifying import verify
+from peftc.graphs.verifying import verify
 
 
 class Pass(Protocol):

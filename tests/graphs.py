@@ -11,8 +11,8 @@ from peftc.capture import capture
 from peftc.capture.examples import prepare
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.emit import Templates, emit
-from peftc.graph.program import Program
-from peftc.graph.reading import operator_name
+from peftc.graphs.program import Program
+from peftc.graphs.reading import operator_name
 
 
 def captured(module: nn.Module, *, train: bool = False, **inputs: Any) -> Program:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "peftc"
 ORDER = (
     "errors",
     "lang",
-    "graph",
+    "graphs",
     "passes",
     "capture",
     "analyse",

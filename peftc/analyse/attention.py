@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from peftc.analyse.channels import ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graph.reading import is_call
+from peftc.graphs.reading import is_call
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.analyse.projections import Projection
-from peftc.graph.reading import hint, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import hint, is_tensor, operator_name, shape, value
 
 MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten"

@@ -9,7 +9,7 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, POINTWISE, ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graph.reading import is_call, operator_name
+from peftc.graphs.reading import is_call, operator_name
 
 ACTIVATIONS = frozenset(
     "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"

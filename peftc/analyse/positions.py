@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from peftc.analyse.site import Port
-from peftc.graph.evaluating import evaluate
-from peftc.graph.reading import ancestors, is_call, is_tensor, value
+from peftc.graphs.evaluating import evaluate
+from peftc.graphs.reading import ancestors, is_call, is_tensor, value
 
 State = Callable[[str], Tensor]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.graph.reading import is_call, shape
+from peftc.graphs.reading import is_call, shape
 
 
 @dataclass(frozen=True)

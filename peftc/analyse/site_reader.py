@@ -16,7 +16,7 @@ from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.site import Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
-from peftc.graph.reading import (
+from peftc.graphs.reading import (
     argument,
     is_call,
     is_parameter,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from peftc.graph.reading import module_stack
+from peftc.graphs.reading import module_stack
 
 
 def block_paths(root: nn.Module) -> Mapping[str, int]:

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from peftc.capture.export import export_call
 from peftc.capture.normalise import normalise
-from peftc.graph.program import Program
+from peftc.graphs.program import Program
 from peftc.passes import PassRecord
 
 
 def capture(
-    root: nn.Module, arguments: Mapping[str, Any], path: str = ""
+    root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
 ) -> tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]:
-    """Capture one call of `root`, at `path` of its model, and normalise it.
+    """Capture one call of `root`, at `path` of its model, and normalise it; `exact`: for these sizes only.
 
     Returns:
         The program, the constants that tracing lifted out of the model's code, and what each pass did.
@@ -22,7 +22,7 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured.
     """
-    raw, constants = export_call(root, arguments, path)
+    raw, constants = export_call(root, arguments, path, exact=exact)
     program, records = normalise(raw)
     return program, constants, records
 

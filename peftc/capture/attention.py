@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.reading import MODULES, argument, is_call, is_tensor, module_stack, shape, value
+from peftc.graphs.reading import MODULES, argument, is_call, is_tensor, module_stack, shape, value
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 

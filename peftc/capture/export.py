@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.utils import _pytree as pytree
 
 from peftc.capture.graph_reader import GraphReader
+from peftc.capture.size_reader import size_conditions
 from peftc.errors import CaptureError
-from peftc.graph.program import Program
+from peftc.graphs.program import Program
 
 
 def export_call(
-    root: nn.Module, arguments: Mapping[str, Any], path: str = ""
+    root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
 ) -> tuple[Program, dict[str, Tensor]]:
-    """Capture one call of `root`, which lies at `path` of its model.
+    """Capture one call of `root`, which lies at `path` of its model; `exact`: for these sizes only.
 
     Returns:
         The raw program, and the constant tensors that tracing lifted out of the model's code, by path.
@@ -32,27 +33,23 @@ def export_call(
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
     with quiet(root):
-        exported = in_thread(lambda: trace(root, arguments))
+        exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
     constants: dict[str, Tensor] = {}
     graph, inputs = GraphReader(exported, root, path, constants).read(arguments)
-    fixed = tuple(
-        (position, dimension, int(size))
-        for position, node in enumerate(node for node in graph.nodes if node.op == "placeholder")
-        for dimension, size in enumerate(node.meta["val"].shape)
-        if not isinstance(size, torch.SymInt)
-    )
-    return Program(graph, path, inputs, fixed, training=root.training), constants
+    sizes = size_conditions([node for node in graph.nodes if node.op == "placeholder"])
+    mixed = any(module.training != root.training for module in root.modules())
+    return Program(graph, path, inputs, sizes, training=root.training, mixed=mixed), constants
 
 
-def trace(root: nn.Module, arguments: Mapping[str, Any]) -> ExportedProgram:
-    """Export with every dimension general that can be; first all dimensions, then only batch and length."""
+def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | None]) -> ExportedProgram:
+    """Export with every dimension general that can be, below the first limit that works; None is no limit."""
     failure: Exception | None = None
-    for limit in (None, 2):
+    for limit in limits:
         try:
             with warnings.catch_warnings():
-                # export warns about its own internals; users can do nothing there
+                # export warns about its own internals, and logs whole graphs; users can do nothing there
                 warnings.simplefilter("ignore")
-                with constants_baked_in(root, arguments) as inputs:
+                with unlogged(), constants_baked_in(root, arguments) as inputs:
                     return export(root, (), inputs, dynamic_shapes=general(inputs, limit), strict=False)
         except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
             failure = failure or error
@@ -61,6 +58,24 @@ def trace(root: nn.Module, arguments: Mapping[str, Any]) -> ExportedProgram:
         f"{type(root).__name__} cannot be captured: {first_line(failure)}",
         detail=tuple(source_lines(failure)),
     ) from failure
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep what torch logs about a trace in this thread to itself: the error says it."""
+    thread = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    for logger in loggers:
+        logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(elsewhere)
 
 
 @contextmanager

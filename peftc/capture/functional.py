@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.reading import operator_name, schema_of
+from peftc.graphs.reading import operator_name, schema_of
 
 VIEWS = frozenset(
     "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand split"

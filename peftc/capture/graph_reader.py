@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from peftc.capture.structures import structure_maker
 from peftc.errors import CaptureError
-from peftc.graph.reading import MODULES, STATE, is_parameter
+from peftc.graphs.reading import MODULES, STATE, is_parameter
 
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
 

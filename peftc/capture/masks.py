@@ -1,11 +1,13 @@
 """The pass that gives attention its fast path back.
 
-Under tracing, models build the mask they would have left out in eager code. A mask that depends on nothing
-but sizes is computed here for several sizes, and taken away where it hides nothing or is exactly causal.
+Under tracing, models build the mask they would have left out in eager code. A mask that is proved to depend on
+nothing but plain comparisons of positions is computed here for several sizes, and taken away where it hides
+nothing or is exactly causal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from math import ceil, isfinite
 
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from peftc.graph.evaluating import evaluate
-from peftc.graph.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
+from peftc.capture.mask_forms import Forms
+from peftc.graphs.evaluating import evaluate
+from peftc.graphs.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
 
-LONGEST = 4096  # a mask whose constants go beyond this length is not tried
+LONGEST = 2048  # a mask whose constants ask for a greater length is not tried
 HIDING = 1e4  # a float beyond this is what a mask adds to hide a key
 
 # These read the size of their input and not its content.
@@ -64,18 +67,18 @@ class FoldMasks:
     def kind(self, mask: fx.Node) -> str:
         """ "open" (hides nothing), "causal", or "other"."""
         nodes = set(ancestors(mask))
-        if any(reads_content(node, nodes, self.ones) for node in nodes if node.op == "placeholder"):
+        if (
+            content_of(mask, nodes, self.ones)
+            or value(mask).dim() < 2
+            or not Forms(nodes, self.ones).is_plain(mask)
+        ):
             return "other"
-        if any(node.op == "get_attr" and value(node) is not None and value(node).dim() > 1 for node in nodes):
-            return "other"
-        if value(mask).dim() < 2:
-            return "other"
-        constants = {c for node in nodes for c in numbers(node) if 1 < c < DYNAMIC_SIZE // 2}
-        lengths = [3, 8, *[c + 2 for c in constants]]
-        if max(lengths) > LONGEST:
+        # Comparisons of plain sums: beyond all constants together, no length shows anything new.
+        beyond = 4 * sum(c for node in nodes for c in numbers(node) if c < DYNAMIC_SIZE // 2) + 5
+        if beyond > LONGEST:
             return "other"
         try:
-            kinds = {self.kind_at(mask, nodes, 2, length) for length in lengths}
+            kinds = {self.kind_at(mask, nodes, 2, length) for length in (3, 8, beyond)}
         except Exception:  # noqa: BLE001 - any node may fail outside the trace: leave the mask as it is
             return "other"
         return kinds.pop() if len(kinds) == 1 else "other"
@@ -95,11 +98,24 @@ def square(attention: fx.Node) -> bool:
     return is_tensor(query) and is_tensor(key) and str(value(query).shape[-2]) == str(value(key).shape[-2])
 
 
-def reads_content(placeholder: fx.Node, nodes: set[fx.Node], ones: tuple[str, ...] = ()) -> bool:
-    """Whether an input's content goes into the nodes, and not only its size; not if it is among `ones`."""
-    if placeholder.name in ones:
-        return False
-    return any(user in nodes and operator_name(user) not in SIZES_ONLY for user in placeholder.users)
+def content_of(mask: fx.Node, nodes: Set[fx.Node], ones: tuple[str, ...] = ()) -> list[fx.Node]:
+    """The inputs whose content goes into a mask, and not only their size; without those among `ones`.
+
+    Args:
+        mask: what an attention is given.
+        nodes: the mask and all it is computed from.
+        ones: inputs that are known to be all ones.
+    """
+    return [
+        node
+        for node in nodes
+        if node.op == "placeholder"
+        and node.name not in ones
+        and (
+            node is mask
+            or any(user in nodes and operator_name(user) not in SIZES_ONLY for user in node.users)
+        )
+    ]
 
 
 def numbers(node: fx.Node) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from peftc.graph.reading import (
+from peftc.graphs.reading import (
     MODULES,
     argument,
     is_call,
@@ -40,28 +40,31 @@ class ReadModeAtRunTime:
     Attributes:
         training: the mode in which the graph was captured; dropouts that were off in training mode stay off,
             and those that were on in evaluation stay on.
+        mixed: some modules were in the other mode. Then every flag stays as it was traced: the program serves
+            calls in just these modes.
     """
 
     training: bool
+    mixed: bool = False
 
     def run(self, graph: fx.Graph) -> int:
         """Rewrite the flags of dropouts and of attentions with dropout."""
         changed = 0
         for node in list(graph.nodes):
             if is_call(node, "dropout", "feature_dropout", "alpha_dropout"):
-                if node.args[1] == 0 or (self.training and node.args[2] is False):
+                if node.args[1] == 0 or ((self.training or self.mixed) and node.args[2] is False):
                     source = node.args[0]
                     assert isinstance(source, fx.Node)
                     node.replace_all_uses_with(source)
                     graph.erase_node(node)
-                elif not self.training and node.args[2] is True:
+                elif node.args[2] is True and (self.mixed or not self.training):
                     continue
                 else:
                     node.args = (node.args[0], node.args[1], mode_node(graph))
                 changed += 1
             elif is_call(node, "scaled_dot_product_attention"):
                 p = argument(node, "dropout_p", 0.0)
-                if self.training and isinstance(p, float) and p > 0:
+                if self.training and not self.mixed and isinstance(p, float) and p > 0:
                     mode = mode_node(graph)
                     with graph.inserting_before(node):
                         scaled = graph.call_function(operator.mul, (mode, p))

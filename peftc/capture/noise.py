@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from peftc.graph.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
+from peftc.graphs.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
 
 ASSERTS = (
     "_assert_tensor_metadata",

@@ -6,16 +6,16 @@ from torch import fx
 
 from peftc.capture.attention import GroupHeads, RecogniseAttention, SpellAttention
 from peftc.capture.functional import MakeFunctional
-from peftc.capture.masks import FoldMasks, reads_content
+from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
 from peftc.capture.norms import RecogniseRmsNorm
-from peftc.graph.program import Program, copy_graph
-from peftc.graph.reading import ancestors, is_call, value
+from peftc.graphs.program import Program, copy_graph
+from peftc.graphs.reading import ancestors, is_call, value
 from peftc.passes import PassRecord, Pipeline
 
 
-def pipeline(training: bool) -> Pipeline:
+def pipeline(training: bool, mixed: bool = False) -> Pipeline:
     """The passes that run on every capture, in order."""
     return Pipeline(
         (
@@ -23,7 +23,7 @@ def pipeline(training: bool) -> Pipeline:
             MakeFunctional(),
             RemoveNoOps(),
             RemoveEmptyParts(),
-            ReadModeAtRunTime(training),
+            ReadModeAtRunTime(training, mixed),
             OuterProducts(),
             RecogniseRmsNorm(),
             RemoveDeadCode(),
@@ -39,7 +39,7 @@ def pipeline(training: bool) -> Pipeline:
 def normalise(program: Program) -> tuple[Program, tuple[PassRecord, ...]]:
     """A program with its graph in one spelling, and what each pass did."""
     graph, _ = copy_graph(program.graph)
-    records = pipeline(program.training).run(graph)
+    records = pipeline(program.training, program.mixed).run(graph)
     return program.with_graph(graph), records
 
 
@@ -51,8 +51,7 @@ def for_ones(program: Program) -> Program | None:
         if is_call(node, "scaled_dot_product_attention")
         and isinstance(mask := node.kwargs["attn_mask"], fx.Node)
     ]
-    nodes = {node for mask in masks for node in ancestors(mask)}
-    sources = [node for node in nodes if node.op == "placeholder" and reads_content(node, nodes)]
+    sources = {node for mask in masks for node in content_of(mask, set(ancestors(mask)))}
     ones = tuple(sorted(node.name for node in sources if not value(node).dtype.is_floating_point))
     if not ones:
         return None

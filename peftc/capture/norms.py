@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from peftc.graph.operations import rms_norm
-from peftc.graph.reading import MODULES, argument, is_call, is_tensor, value
+from peftc.graphs.operations import rms_norm
+from peftc.graphs.reading import MODULES, argument, is_call, is_tensor, value
 
 
 @dataclass(frozen=True)

@@ -131,21 +131,26 @@ def by_name(parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, An
     return arguments
 
 
-def mode_key(root: nn.Module) -> Key:
+def mode_key(root: nn.Module, modules: Sequence[nn.Module]) -> Key:
     """The part of a signature that lies in the module: its mode, dtype and device, and flags of its config.
 
-    Casts and devices are constants of a captured program.
+    Casts and devices are constants of a captured program. So is the mode of every one of its `modules`, where
+    they are not all in the same.
     """
+    flags = [module.training for module in modules]
+    mode = root.training if flags.count(root.training) == len(flags) else tuple(flags)
     backbone = next((each for each in root.parameters() if each.is_floating_point()), None)
     kind = () if backbone is None else (backbone.dtype, backbone.device.type, backbone.device.index)
     config = getattr(root, "config", None)
     if config is None:
-        return (root.training, *kind)
-    return (root.training, *kind, *[getattr(config, flag, None) for flag in CONFIG_FLAGS])
+        return (mode, *kind)
+    return (mode, *kind, *[getattr(config, flag, None) for flag in CONFIG_FLAGS])
 
 
-def example_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def example_call(arguments: Mapping[str, Any], *, own_sizes: bool = False) -> dict[str, Any]:
     """Arguments of the same structure whose sizes suit tracing: zeros, never the caller's own data.
+
+    With `own_sizes` the sizes are the call's; otherwise they may be others.
 
     Tracing specialises to a dimension of size 1 and to sizes that happen to be equal, so a batch of 1 becomes
     a larger one, and so does a length of 1 unless a cache comes with it (one new token is its own program).
@@ -158,10 +163,10 @@ def example_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
     batches = {int(tensor.shape[0]) for tensor in tensors if tensor.dim()}
     lengths = {int(tensor.shape[1]) for tensor in tensors if tensor.dim() > 1}
     taken = {int(size) for tensor in tensors for size in tensor.shape[1:]}
-    batch = next(iter(batches)) if len(batches) == 1 else None
+    batch = next(iter(batches)) if len(batches) == 1 and not own_sizes else None
     if batch is not None and (batch == 1 or batch in taken):
         batch = next(size for size in (2, 3, 5, 7, 11, 13, 17, 19) if size not in taken)
-    stretch = not cached and lengths == {1}
+    stretch = not cached and lengths == {1} and not own_sizes
 
     def zeros(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,15 @@ def load_pretrained(auto_class: Any, path: Path, **extra: Any) -> tuple[Any, tup
                 "reading .gguf needs gguf", where=str(path), hint='pip install "peftc[gguf]"'
             ) from error
     try:
-        model, info = auto_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **where_from,
-            **extra,
-        )
+        with quiet_loading():
+            model, info = auto_class.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **where_from,
+                **extra,
+            )
     except ImportError as error:
         raise ModelError(
             f"cannot be loaded: {first_line(error)}",
@@ -115,7 +117,23 @@ def load_pretrained(auto_class: Any, path: Path, **extra: Any) -> tuple[Any, tup
         ) from error
     except Exception as error:
         raise ModelError(f"cannot be loaded: {first_line(error)}", where=str(path)) from error
-    return model, tuple(sorted(info["missing_keys"]))
+    other_sizes = [
+        entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())
+    ]
+    return model, tuple(sorted({*info["missing_keys"], *other_sizes}))
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' report of new and unused weights: what is new is told by `Loaded.new`."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_classifier(path: Path, pooling: Pooling, num_labels: int) -> Loaded:
@@ -124,7 +142,10 @@ def load_classifier(path: Path, pooling: Pooling, num_labels: int) -> Loaded:
 
     tokenizer = load_tokenizer(path)
     if pooling == "model":
-        model, new = load_pretrained(AutoModelForSequenceClassification, path, num_labels=num_labels)
+        # A head for another number of labels is made anew, and counted among what is.
+        model, new = load_pretrained(
+            AutoModelForSequenceClassification, path, num_labels=num_labels, ignore_mismatched_sizes=True
+        )
         if model.config.pad_token_id is None:  # decoders find the last real token by it
             model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
         return Loaded(model, tokenizer, text_inputs(tokenizer, model), new)

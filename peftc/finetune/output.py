@@ -42,8 +42,12 @@ def process_count() -> int:
 def open_output(out: Path, *, resume: bool, overwrite: bool) -> Output:
     """The output of a new or resumed run.
 
-    Raises OutputExistsError where something is there and neither was said.
+    Raises OutputExistsError where something is there and neither was said, or both were.
     """
+    if resume and overwrite:
+        raise OutputExistsError(
+            "--resume keeps what is there and --overwrite replaces it: give one of them", where=str(out)
+        )
     output = Output(out, out.with_name(out.name + ".unfinished"))
     if not is_main_process():
         return output

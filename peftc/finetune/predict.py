@@ -96,7 +96,8 @@ def predict(folder: Path, data: Path, console: Console, *, model: Path | None = 
     if job.task != "classification":
         raise DataError(f"was made for {job.task}: predict is for classification", where=str(folder))
     table = read_table(data)
-    rows = records(table, job.text_column, job.label_column if job.label_column in table.columns else None)
+    label_column = job.label_column if job.label_column in table.columns else None
+    rows = records(table, job.text_column, label_column, "which held the texts that it was trained on")
 
     from transformers import set_seed
 

@@ -55,7 +55,7 @@ class Table:
         raise DataError(
             f"has no column {column!r} ({option})",
             where=str(self.path),
-            hint=instead(column, self.columns, "its columns:"),
+            hint=instead(column, self.columns, "its columns are"),
         )
 
 

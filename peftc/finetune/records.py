@@ -47,9 +47,14 @@ def label_of(table: Table, row: Row, column: str) -> str:
     raise DataError(found, where=table.where(row, column), hint="a label is a word or a whole number")
 
 
-def records(table: Table, text_column: str, label_column: str | None) -> tuple[Record, ...]:
-    """Every row as a record. `label_column=None` leaves labels out. Raises DataError."""
-    table.require_column(text_column, "--text-column")
+def records(
+    table: Table, text_column: str, label_column: str | None, reason: str = "--text-column"
+) -> tuple[Record, ...]:
+    """Every row as a record. `label_column=None` leaves labels out. Raises DataError.
+
+    `reason` says where the name of the text column comes from.
+    """
+    table.require_column(text_column, reason)
     if label_column is not None:
         if table.is_plain_text:
             raise DataError(

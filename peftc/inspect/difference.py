@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from peftc.graph.printing import lines
-from peftc.graph.reading import ADDED
+from peftc.graphs.printing import lines
+from peftc.graphs.reading import ADDED
 from peftc.inspect.whole import engine_of
 from peftc.match.plan import Plan
 

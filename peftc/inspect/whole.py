@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from peftc.graph.program import copy_graph
+from peftc.graphs.program import copy_graph
 from peftc.runtime.engine import Engine
 
 

@@ -55,6 +55,11 @@ def make_plan(
     ]
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
+    if not matcher.applications:
+        raise NoMatchError(
+            "nothing would be done: no rule is given, and none that acts by default fits this model",
+            hint="peftc.rules() lists those of the library",
+        )
     acting = {each.rule for each in matcher.applications}
     plan = Plan(
         tuple(bound for bound in rules if bound.label in acting),

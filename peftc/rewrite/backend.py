@@ -13,7 +13,7 @@ from torch import fx
 from torch.nn import functional
 
 from peftc.capture.modes import mode_node
-from peftc.graph import operations
+from peftc.graphs import operations
 from peftc.lang import ANY, Axes, Constant, Operation, Term
 from peftc.lang.walk import Sign
 

@@ -10,9 +10,9 @@ from torch import fx
 
 from peftc.analyse import Analysis, Located, Port, Use
 from peftc.errors import ProgramError
-from peftc.graph import operations
-from peftc.graph.program import copy_graph
-from peftc.graph.reading import ADDED, MODULES, STATE, module_stack
+from peftc.graphs import operations
+from peftc.graphs.program import copy_graph
+from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
 from peftc.lang import Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, NewParameter, Plan

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from peftc.errors import CaptureError
 from peftc.match.plan import HOME, NewParameter, Plan
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
+from peftc.runtime.hooks import warn_of_hooks
 
 PLAIN_LAWS = {
     "zeros": lambda tensor, _: nn.init.zeros_(tensor),
@@ -35,7 +36,16 @@ PLAIN_LAWS = {
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters are frozen and share the storage of the model's own."""
+    """A copy of a model whose parameters are frozen and share the storage of the model's own.
+
+    Raises:
+        CaptureError: the model was compiled already.
+    """
+    if isinstance(model, CompiledModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled already",
+            hint="compile the model it came from, with all rules in one list",
+        )
     memo: dict[int, object] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
@@ -111,6 +121,9 @@ def home(root: nn.Module, path: str) -> nn.Module:
 def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:
     """Turn the root, its blocks and every module on the way to a site into generated subclasses."""
     paths = {""} | set(engine.blocks)
+    for path, module in root.named_modules():
+        if path not in paths:
+            warn_of_hooks(module, path)
     for application in plan.applications:
         parts = application.site.path.split(".")
         paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
@@ -125,8 +138,3 @@ def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule
         module.__class__ = generated_class(type(module), None if path else kind)
         object.__setattr__(module, "_peftc", engine)
         object.__setattr__(module, "_peftc_path", path)
-
-
-def original_tensors(root: nn.Module, plan: Plan) -> Mapping[str, Tensor]:
-    """The model's own values of the parameters that train, by path."""
-    return {path: root.get_buffer(original_path(path)) for path in plan.trained}

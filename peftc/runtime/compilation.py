@@ -12,7 +12,7 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.examples import example_arguments, prepare
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
-from peftc.graph.program import Program
+from peftc.graphs.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
 from peftc.passes import PassRecord
@@ -55,7 +55,7 @@ def look(
     prepare(model)
     # As the engine reads any call: the program will serve calls with these arguments in any order.
     call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
-    mode = mode_key(model)
+    mode = mode_key(model, list(model.modules()))
     program, constants, records = capture(model, example_call(call.arguments))
     analysis = analyse(program.graph, model)
     plan = make_plan(bounds, analysis, model, defaults, budget)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from peftc.errors import StoreError
 from peftc.match.plan import Plan
 
 generated: dict[tuple[type[nn.Module], type[nn.Module] | None], type[nn.Module]] = {}
@@ -18,7 +21,7 @@ def generated_class(kind: type[nn.Module], root: type[CompiledModule] | None = N
     """`CompiledX(X)` for a module class X; the root module's also has the methods of `root`."""
     key = (kind, root)
     if key not in generated:
-        bases = (kind,) if root is None else (root, kind)
+        bases = (CompiledBlock, kind) if root is None else (root, kind)
         body = {
             "forward": forward_like(kind),
             "__module__": kind.__module__,
@@ -41,6 +44,24 @@ def forward_like(kind: type[nn.Module]) -> Any:
     return forward
 
 
+class CompiledBlock(nn.Module):
+    """What every generated class inside a compiled module does before its model's own class does."""
+
+    _peftc: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; where asked for, with an input that wants a gradient.
+
+        Reentrant checkpointing gives no gradient to parameters under inputs that want none, and below the first
+        trainable parameter of a model nothing does.
+        """
+        if self._peftc.inputs_require_grads and torch.is_grad_enabled():
+            tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+            if tensors and not any(tensor.requires_grad for tensor in tensors):
+                tensors[0].requires_grad_()
+        return super().__call__(*args, **kwargs)
+
+
 class CompiledModule(nn.Module):
     """What a compiled module can do besides what its model's own class can."""
 
@@ -54,7 +75,12 @@ class CompiledModule(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the module computes what the original model does, bit for bit."""
+        """Inside, the module computes what the original model does.
+
+        Bit for bit, but for attention that the model writes out as a softmax: that runs as
+        `scaled_dot_product_attention`, equal within rounding, and a query that may see no key at all gets a
+        finite value there.
+        """
         engine = self._peftc
         before = engine.enabled
         engine.enabled = False
@@ -62,6 +88,28 @@ class CompiledModule(nn.Module):
             yield
         finally:
             engine.enabled = before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy with weights of its own; the functions that run it are the same."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        """Refuses: generated classes and captured graphs cannot be found again by another process."""
+        raise StoreError(
+            f"a {type(self).__name__} cannot be pickled",
+            hint="save_pretrained(folder) writes the adapter, peftc.load(model, folder) reads it",
+        )
+
+    def enable_input_require_grads(self) -> None:
+        """Let the inputs of blocks want gradients, as reentrant checkpointing needs."""
+        self._peftc.inputs_require_grads = True
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        self._peftc.inputs_require_grads = False
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters."""

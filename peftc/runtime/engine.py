@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,8 @@ from peftc.capture.normalise import for_ones
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import ProgramError
-from peftc.graph.program import Program
-from peftc.graph.verifying import verify
+from peftc.graphs.program import Program
+from peftc.graphs.verifying import verify
 from peftc.match.plan import Plan
 from peftc.passes import PassRecord
 from peftc.rewrite import rewrite, without_adapters
@@ -49,7 +49,7 @@ class Entry:
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
-        return all(tensors[position].shape[axis] == size for position, axis, size in self.program.fixed)
+        return self.program.sizes.hold(tensors)
 
 
 class Engine:
@@ -64,11 +64,13 @@ class Engine:
     def __init__(self, root: nn.Module, plan: Plan, blocks: Mapping[str, int]) -> None:
         self.root, self.plan, self.blocks = root, plan, blocks
         self.enabled = True
+        self.inputs_require_grads = False
         self.templates = Templates()
         self.programs: dict[Key, list[Entry]] = {}
         self.entries: list[Entry] = []
         self.parameters: dict[str, Parameters] = {}
         self.plain: dict[str, type[nn.Module]] = {}
+        self.inside: dict[str, list[nn.Module]] = {}
         self.lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -81,6 +83,7 @@ class Engine:
         copied.programs = {key: list(entries) for key, entries in self.programs.items()}
         copied.entries = list(self.entries)
         copied.parameters, copied.plain = dict(self.parameters), dict(self.plain)
+        copied.inside = {}
         copied.lock = threading.RLock()
         return copied
 
@@ -89,18 +92,29 @@ class Engine:
         self.plain[path] = type(module)
         self.parameters[path] = Parameters.of(module.forward)
 
+    def mode(self, path: str, module: nn.Module) -> Key:
+        """The part of a call's key that lies in the module at `path`."""
+        if path not in self.inside:
+            self.inside[path] = list(module.modules())
+        return mode_key(module, self.inside[path])
+
     def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of the module at `path`."""
         call = read_call(self.parameters[path], args, kwargs)
-        key = (path, self.enabled, mode_key(module), call.key)
+        key = (path, self.enabled, self.mode(path, module), call.key)
         if torch.compiler.is_compiling():
-            number = self.number_for_trace(key)
-            return self.entries[number].emitted.function(module, *call.tensors)
+            for number in self.numbers_for_trace(key):
+                if self.entries[number].fits(call.tensors):
+                    return self.entries[number].emitted.function(module, *call.tensors)
+            raise ProgramError(
+                "a call of these sizes has no program yet, and they are not known while it is traced",
+                hint="call the module once with tensors of these sizes before it is traced",
+            )
         for entry in self.programs.get(key, ()):
             if entry.fits(call.tensors):
                 break
         else:
-            entry = self.shared(key, call.tensors) or self.capture(key, call.arguments)
+            entry = self.shared(key, call.tensors) or self.capture_for(key, call)
         if entry.fast is not None and all(
             bool((call.tensors[position] == 1).all()) for position in entry.ones
         ):
@@ -108,21 +122,35 @@ class Engine:
         return entry.emitted.function(module, *call.tensors)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def number_for_trace(self, key: Key) -> int:
-        """Number of the program of a call that is being traced; captured here and now if it has none yet."""
-        for entry in self.programs.get(key, ()):
-            if not entry.program.fixed:
-                return self.entries.index(entry)
-        return self.entries.index(self.capture(key, arguments_of(key[3])))
+    def numbers_for_trace(self, key: Key) -> tuple[int, ...]:
+        """Numbers of the programs of a call that is being traced; captured here and now if it has none yet."""
+        if key not in self.programs:
+            path, enabled, *rest = key
+            for other in self.programs.get((path, not enabled, *rest), ()):
+                self.share(key, other)
+        entries = self.programs.get(key) or [self.capture(key, example_call(arguments_of(key[3])))]
+        return tuple(self.entries.index(entry) for entry in entries)
 
-    def capture(self, key: Key, arguments: Mapping[str, Any]) -> Entry:
-        """Capture the program of a call, put the plan into it, and keep it."""
+    def capture_for(self, key: Key, call: Call) -> Entry:
+        """Capture a program that serves a call: general in its sizes if the model's code is.
+
+        Code that branches on a size holds on one side of the branch; then the call's own sizes are traced, and
+        if nothing else helps, the program is for these alone.
+        """
+        for own_sizes, exact in ((False, False), (True, False), (True, True)):
+            entry = self.capture(key, example_call(call.arguments, own_sizes=own_sizes), exact=exact)
+            if entry.fits(call.tensors):
+                return entry
+        raise ProgramError(f"captured for other sizes than those of the call: {entry.program.sizes}")
+
+    def capture(self, key: Key, arguments: Mapping[str, Any], *, exact: bool = False) -> Entry:
+        """Capture the program of a call, put the plan into it, and keep it; `exact`: for these sizes only."""
         path, enabled = key[0], key[1]
         with self.lock:
             module = self.root.get_submodule(path)
             with self.plain_classes():
-                program, constants, records = capture(module, example_call(arguments), path)
-            after = (path, enabled, mode_key(module), key[3])
+                program, constants, records = capture(module, arguments, path, exact=exact)
+            after = (path, enabled, self.mode(path, module), key[3])
             # A first call may write to the config: then both states have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
@@ -132,8 +160,12 @@ class Engine:
         with self.lock:
             for other in self.programs.get((path, not enabled, mode, call), ()):
                 if other.fits(tensors):
-                    return self.keep({key}, other.program, other.analysis, {}, other.records)
+                    return self.share(key, other)
         return None
+
+    def share(self, key: Key, other: Entry) -> Entry:
+        """Another entry's program for the state of the adapters that is in a key."""
+        return self.keep({key}, other.program, other.analysis, {}, other.records)
 
     def install(
         self,
@@ -145,7 +177,7 @@ class Engine:
         mode: Key,
     ) -> Entry:
         """Keep a program that was captured from the root, in mode `mode`, before there was an engine."""
-        keys = {("", True, each, call.key) for each in (mode, mode_key(self.root))}
+        keys = {("", True, each, call.key) for each in (mode, self.mode("", self.root))}
         with self.lock:
             return self.keep(keys, program, analysis, constants, records)
 
@@ -218,10 +250,6 @@ class Engine:
         finally:
             for path, made in generated.items():
                 self.root.get_submodule(path).__class__ = made
-
-    def template(self, number: int) -> Callable[..., Any]:
-        """A generated forward by its number."""
-        return self.templates.functions[number]
 
 
 def arguments_of(parts: tuple[Any, ...]) -> dict[str, Any]:

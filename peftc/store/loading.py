@@ -33,6 +33,7 @@ def load_adapter(
         # All shapes are compared with the stored ones below, so there is nothing for a budget to refuse.
         looked = look(copied, record.bounds, example_inputs, budget=2**63)
     except MatchError as error:
+        refuse_missing_sites(record, copied, folder)
         raise ForeignAdapterError(
             f"made for a {record.made_for}, does not fit this {type(model).__name__}: {error.message}",
             where=str(folder),
@@ -45,6 +46,19 @@ def load_adapter(
     if not trainable:
         compiled.requires_grad_(False)
     return compiled
+
+
+def refuse_missing_sites(record: Record, model: nn.Module, folder: Path) -> None:
+    """Raise ForeignAdapterError naming the first stored site whose module the model lacks, if there is one."""
+    paths = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    sites = dict.fromkeys(each.content["site"] for each in record.applications)
+    missing = [site for site in sites if site.rpartition(":")[0] not in paths]
+    if missing:
+        raise ForeignAdapterError(
+            f"made for a {record.made_for}; this {type(model).__name__} has no {missing[0].rpartition(':')[0]}",
+            where=str(folder),
+            hint=f"and lacks {len(missing) - 1} more of its {len(sites)} sites" if len(missing) > 1 else None,
+        )
 
 
 def load_weights(compiled: nn.Module, folder: Path) -> None:

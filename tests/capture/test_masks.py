@@ -90,6 +90,41 @@ def every_key_beyond_thirty(length: int) -> Tensor:
     return (key <= query) | (key >= 30)
 
 
+def window_of_chunks(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (query // 4 - key // 4 < 8)
+
+
+def window_by_a_slope(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & ((query - key) * 0.25 < 8)
+
+
+def window_by_a_root(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (torch.sqrt((query - key).float()) < 5.5)
+
+
+def window_by_a_logarithm(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (torch.log2((query - key).float() + 1) < 5)
+
+
+def window_of_half_the_length(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (query - key < 8 + length // 2)
+
+
+def window_by_two_bounds(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & (query - 15 < key + 16)
+
+
+def every_seventh_hidden(length: int) -> Tensor:
+    query, key = places(length)
+    return (key <= query) & ((query - key) % 7 != 6)
+
+
 def values(length: int) -> Tensor:
     return torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(length))
 
@@ -126,6 +161,13 @@ def test_a_mask_that_hides_nothing_goes() -> None:
         turned,
         sloped,
         every_key_beyond_thirty,
+        window_of_chunks,
+        window_by_a_slope,
+        window_by_a_root,
+        window_by_a_logarithm,
+        window_of_half_the_length,
+        window_by_two_bounds,
+        every_seventh_hidden,
     ],
 )
 def test_twins_keep_their_mask(mask: Mask) -> None:
@@ -133,7 +175,7 @@ def test_twins_keep_their_mask(mask: Mask) -> None:
     program = captured(module, x=values(7))
     (core,) = calls(program, "scaled_dot_product_attention")
     assert core.kwargs["attn_mask"] is not None
-    for length in (7, 40):
+    for length in (7, 40, 90):
         assert torch.equal(run(program, module, values(length)), module(values(length)))
 
 
@@ -152,3 +194,37 @@ def test_more_keys_than_queries_keep_their_mask() -> None:
     (core,) = calls(program, "scaled_dot_product_attention")
     assert core.kwargs["attn_mask"] is not None
     assert torch.equal(run(program, module, q, x), module(q, x))
+
+
+class Batched(nn.Module):
+    """A mask that is causal for the first examples of a batch only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = places(x.shape[2])
+        example = torch.arange(x.shape[0]).view(-1, 1, 1, 1)
+        mask = (columns <= rows) & ((example < 2) | (rows - columns < 2))
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def test_a_mask_that_tells_examples_apart_is_kept() -> None:
+    module, x = Batched(), torch.randn(5, 3, 9, 4)
+    program = captured(module, x=x)
+    (core,) = calls(program, "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is not None
+    assert torch.equal(run(program, module, x), module(x))
+
+
+class Given(nn.Module):
+    """A mask that is an input, as it is."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def test_a_mask_that_is_an_input_is_kept() -> None:
+    module, x = Given(), values(7)
+    mask = torch.ones(2, 3, 7, 7, dtype=torch.bool).tril()
+    program = captured(module, x=x, mask=torch.ones_like(mask))
+    (core,) = calls(program, "scaled_dot_product_attention")
+    assert core.kwargs["attn_mask"] is not None
+    assert torch.equal(run(program, module, x, mask), module(x, mask))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from peftc import api
-from peftc.graph.printing import lines, text
-from peftc.graph.reading import ADDED
+from peftc.graphs.printing import lines, text
+from peftc.graphs.reading import ADDED
 from peftc.inspect.difference import compare
 from tests.models import bert, llama, padding, randomise, tokens
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import peftc
+from peftc.errors import CaptureError, StoreError
 from tests.models import bert, llama, minilm, padding, randomise, smollm2, tokens
 
 RULES = ["lora:q,v", "prefix:20"]
@@ -262,9 +265,53 @@ def test_gradient_checkpointing_can_be_switched_on_and_off() -> None:
     assert not compiled.is_gradient_checkpointing
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers renames the method
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_no_gradient(reentrant: bool) -> None:
+    compiled: Any = peftc.compile(llama(), ["lora:q,v"])
+    randomise(compiled)
+    compiled.train()
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            compiled.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        compiled(input_ids=tokens(), labels=tokens()).loss.backward()
+        gradients.append([p.grad for p in compiled.parameters() if p.requires_grad])
+        compiled.zero_grad()
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
+
+
 def test_a_transformers_model_needs_no_example() -> None:
     for model in (bert(), llama()):
         compiled = peftc.compile(model, rules=["lora:q,v", "prefix:20"])
         assert isinstance(compiled, nn.Module)
         assert isinstance(compiled, type(model))
         assert type(compiled).__name__ == f"Compiled{type(model).__name__}"
+
+
+def test_hooks_that_are_not_called_say_so() -> None:
+    compiled: Any = peftc.compile(bert(), ["lora:q,v"])
+    called = []
+    compiled.bert.encoder.layer[0].register_forward_hook(lambda *_: called.append("block"))
+    with pytest.warns(UserWarning, match="bert.embeddings runs as part of a captured graph"):
+        compiled.bert.embeddings.register_forward_hook(lambda *_: called.append("embeddings"))
+    with torch.no_grad():
+        copy.deepcopy(compiled)(tokens())
+    assert called == ["block"]
+
+
+def test_pickling_and_compiling_again_are_refused() -> None:
+    compiled: Any = peftc.compile(bert(), ["lora:q,v"])
+    with pytest.raises(StoreError, match="cannot be pickled"):
+        pickle.dumps(compiled)
+    with pytest.raises(CaptureError, match="compiled already"):
+        peftc.compile(compiled, ["prefix:3"])
+
+
+def test_every_public_name_is_what_it_says() -> None:
+    """A stage's folder must not take the place of a function of the same name."""
+    for name in peftc.__all__:
+        assert not inspect.ismodule(getattr(peftc, name)), name
+    compiled: Any = peftc.compile(bert(), ["lora:q,v"])
+    assert "lora" in peftc.graph(compiled).print_readable(print_output=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
@@ -75,13 +74,6 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(hint(size) for size in seen.shape)
 
 
-def getitem_index(node: fx.Node) -> int | None:
-    """The position a `getitem` node picks out of a tuple; None for any other node."""
-    if node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int):
-        return node.args[1]
-    return None
-
-
 def is_parameter(node: fx.Node) -> bool:
     """Whether a node reads a parameter of the model, and not a buffer or constant."""
     return node.op == "get_attr" and node.meta.get(STATE) == "parameter"
@@ -110,16 +102,3 @@ def ancestors(node: fx.Node) -> Iterator[fx.Node]:
         seen.add(current)
         yield current
         stack.extend(current.all_input_nodes)
-
-
-def descendants(node: fx.Node) -> Iterator[fx.Node]:
-    """Every node computed from `node`, itself first, each once."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        yield current
-        stack.extend(current.users)

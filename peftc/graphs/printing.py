@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.reading import DYNAMIC_SIZE, operator_name, schema_of, value
+from peftc.graphs.reading import DYNAMIC_SIZE, operator_name, schema_of, value
 
 SYMBOL = re.compile(r"\b[su]\d+\b")
 

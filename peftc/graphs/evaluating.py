@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.graph.reading import value
+from peftc.graphs.reading import value
 
 
 def ones_for(placeholder: fx.Node, batch: int, length: int) -> Tensor:

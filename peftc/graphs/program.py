@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
+
+from peftc.graphs.sizes import SizeConditions
 
 
 @dataclass(frozen=True)
@@ -16,17 +18,19 @@ class Program:
             buffers and constants of `root`'s model by full path; the output is what the model returns.
         root: path of the module that was called; "" for the whole model.
         inputs: name of every tensor of the call ("input_ids", "past_key_values.3").
-        fixed: (position in `inputs`, dimension, size) of every dimension that could not be kept general.
+        sizes: what it asks of the sizes of its inputs.
         ones: inputs that must be all ones for this program to hold.
         training: whether the model was in training mode.
+        mixed: whether some of its modules were in the other mode.
     """
 
     graph: fx.Graph
     root: str
     inputs: tuple[str, ...]
-    fixed: tuple[tuple[int, int, int], ...] = ()
+    sizes: SizeConditions = field(default_factory=SizeConditions)
     ones: tuple[str, ...] = ()
     training: bool = False
+    mixed: bool = False
 
     def with_graph(self, graph: fx.Graph, **changes: object) -> Program:
         """The same call with another graph."""
