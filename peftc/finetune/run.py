@@ -218,7 +218,8 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
-        use_cpu=settings.cpu,
+        # Said outright: launched processes find no backend to meet over unless they are told that it is the CPU.
+        use_cpu=settings.cpu or not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available() and not settings.cpu,
     )
     trainer = AdapterTrainer(
