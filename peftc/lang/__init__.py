@@ -37,16 +37,19 @@ from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accep
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature
 from peftc.lang.source import Place, Source
-from peftc.lang.spec import Layers, Spec, read_layers, read_spec
+from peftc.lang.spec import GRAMMAR, PIECES, Layers, Spec, read_layers, read_spec
 from peftc.lang.walk import Backend, Walk
+from peftc.lang.writing import write
 
 __all__ = [
     "ANY",
     "CALL_AXES",
     "CODES",
+    "GRAMMAR",
     "GROUPS",
     "LAWS",
     "OPERATIONS",
+    "PIECES",
     "ROLES",
     "SCOPES",
     "Axes",
@@ -107,4 +110,5 @@ __all__ = [
     "show",
     "signature",
     "unmet",
+    "write",
 ]

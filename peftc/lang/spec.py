@@ -17,6 +17,19 @@ _RANGE = re.compile(r"(\d{1,6})?(-)?(\d{1,6})?\Z")
 _OPTION = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=\s*")
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^,()\"'\s][^,()\"']*?(?=\s*[,)]|\s*\Z)")
 LONGEST = 1000
+GRAMMAR = "name[:shorthand][@layers][(option=value, …)]"
+PIECES = (
+    ("name", "A rule of the library, or the path of a rule file (it ends in `.toml`)."),
+    (
+        ":shorthand",
+        "The value of the option that the rule calls its shorthand; or, where that is `part`, the parts it "
+        "goes to, with commas between them: parts, groups, either with a scope in front (`decoder.q`), or "
+        "`path=GLOB` over module paths.",
+    ),
+    ("@layers", "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`."),
+    ("(option=value, …)", "Options of the rule by name; a text may stand in quotes."),
+)
+"""What each piece of a spec means; layers and options may stand in either order."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ def read_spec(text: str) -> Spec:
     if len(text) > LONGEST:
         raise SpecError(f"a rule spec has at most {LONGEST} characters, this has {len(text)}")
     if not text.strip():
-        raise SpecError("a rule spec is empty", hint="it is name[:shorthand][@layers][(option=value, …)]")
+        raise SpecError("a rule spec is empty", hint=f"it is {GRAMMAR}")
     return _Scanner(text).run()
 
 
