@@ -110,7 +110,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a rule file to start from, and its reference test; both hold as they stand. Replaces nothing."""
-    if not re.match(RULE_NAME, name):
+    if not re.fullmatch(RULE_NAME, name):
         raise SpecError(
             f"{name!r} is no name", hint="a rule's name is small letters, digits and _, after a letter"
         )

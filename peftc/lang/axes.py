@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from peftc.lang.limits import AXES
+
 Axes: TypeAlias = tuple[str, ...]
 Constant: TypeAlias = bool | int | float | str
 ANY = "*"
@@ -63,7 +65,7 @@ def show(axes: Axes) -> str:
 
 def read_axes(text: str) -> Axes:
     """The axes that `text` names, such as `"* d_in"`. Raises AxesError."""
-    axes = tuple(text.split())
+    axes = _few(tuple(text.split()))
     for position, axis in enumerate(axes):
         if axis == ANY and position > 0:
             raise AxesError(f"{ANY} stands for leading axes, so it must come first")
@@ -90,6 +92,12 @@ def read_dimensions(text: str) -> tuple[Dimension, ...]:
     return tuple(dimensions)
 
 
+def _few(axes: Axes) -> Axes:
+    if len(axes) > AXES:
+        raise AxesError(f"a value has at most {AXES} axes, this would have {len(axes)}")
+    return axes
+
+
 def meet(left: Axes, right: Axes) -> Axes:
     """The axes of `left + right`, lined up by name. Raises AxesError.
 
@@ -111,7 +119,7 @@ def meet(left: Axes, right: Axes) -> Axes:
         return right
     if len(left) < len(right) and set(left) <= set(right):
         return right
-    return left + tuple(axis for axis in right if axis not in left)
+    return _few(left + tuple(axis for axis in right if axis not in left))
 
 
 def contract(left: Axes, right: Axes) -> Axes:
@@ -124,7 +132,7 @@ def contract(left: Axes, right: Axes) -> Axes:
     summed = left[-1]
     if summed not in right:
         raise AxesError(f"{show(left)} @ {show(right)}: the right side has no axis {summed!r} to sum over")
-    kept = left[:-1] + tuple(axis for axis in right if axis != summed and axis not in left)
+    kept = _few(left[:-1] + tuple(axis for axis in right if axis != summed and axis not in left))
     if ANY in kept:
         return (ANY, *(axis for axis in kept if axis != ANY))
     return kept

@@ -17,8 +17,9 @@ from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import known_initial
+from peftc.lang.limits import ALL_CHOICES, LENGTH_NAME, SECTIONS
 from peftc.lang.operations import Operation
-from peftc.lang.roles import ROLES, known_words
+from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import Scope, expressions
 from peftc.lang.signature import Signature, fit, signature
 from peftc.lang.source import Key, Place
@@ -27,6 +28,7 @@ from peftc.lang.walk import Sign
 Lengths = dict[str, str]
 """What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
 
+IDLE = "read it where it acts, or take it out"
 INSERTS = frozenset({"never", "auto", "always"})
 
 
@@ -58,6 +60,10 @@ class Check:
             # What is in front is told first: a number is a count of new keys, which always go in front.
             in_front = sorted(terms, key=lambda term: not term.is_constant)
             lengths[longer] = "+".join(_length(term, longer) for term in in_front)
+            if (
+                len(lengths[longer]) > LENGTH_NAME
+            ):  # joined to itself again and again, a name would fill the memory
+                raise AxesError(f"{operation.name}: the axis {longer!r} is joined too often")
         return lengths
 
     def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
@@ -89,7 +95,9 @@ def check(rule: Rule) -> Rule:
         used |= _SectionCheck(rule, section).run()
     for name in rule.options:
         if name not in used:
-            raise fault("R036", rule.source.place("options", name), f"the option {name!r} is never used")
+            raise fault(
+                "R036", rule.source.place("options", name), f"the option {name!r} is never used", hint=IDLE
+            )
     return rule
 
 
@@ -101,9 +109,24 @@ def _check_head(rule: Rule) -> None:
         )
     for key, names in (("before", rule.before), ("after", rule.after), ("conflicts", rule.conflicts)):
         if rule.name in names:
-            raise fault("R046", rule.source.place(key), f"{rule.name} cannot be ordered against itself")
+            raise fault(
+                "R046",
+                rule.source.place(key),
+                f"{rule.name} cannot be ordered against itself",
+                hint="take its own name out",
+            )
+    if len(rule.also) > SECTIONS:
+        raise fault("R012", rule.source.place("also"), f"a rule has at most {SECTIONS} more sections")
+    if sum(len(option.choices) for option in rule.options.values()) > ALL_CHOICES:
+        message = f"the options of a rule have at most {ALL_CHOICES} choices together"
+        raise fault("R012", rule.source.place("options"), message)
     if both := set(rule.before) & set(rule.after):
-        raise fault("R046", rule.source.place("before"), f"{min(both)} is under before and after")
+        raise fault(
+            "R046",
+            rule.source.place("before"),
+            f"{min(both)} is under before and after",
+            hint="leave it under one of them",
+        )
 
 
 def _check_options(rule: Rule) -> None:
@@ -154,12 +177,18 @@ class _SectionCheck:
         match = self.section.match
         if not match.role:
             raise fault("R023", self._place("match", "role"), "a match needs a role", hint=instead("", ROLES))
-        for role in match.role:
+        for position, role in enumerate(match.role):
+            if role in match.role[:position]:
+                raise fault("R023", self._place("match", "role"), f"the role {role!r} is named twice")
             if role not in ROLES:
                 message = f"there is no role {role!r}"
                 raise fault("R023", self._place("match", "role"), message, hint=instead(role, ROLES))
         words = known_words(match.role)
         for part in match.part:
+            scope, dot, _ = part.rpartition(".")
+            if dot and scope not in SCOPES:
+                message = f"there is no scope {scope!r}"
+                raise fault("R024", self._place("match", "part"), message, hint=instead(scope, SCOPES))
             if part.rpartition(".")[2] not in words:
                 has = "has" if len(match.role) == 1 else "have"
                 message = f"{' and '.join(match.role)} {has} no part {part!r}"
@@ -315,7 +344,10 @@ class _SectionCheck:
             option = self.rule.options.get(train.insert)
             if option is None or not option.choices or not set(option.choices) <= INSERTS:
                 message = f"{train.insert!r} is no option with the choices never, auto, always"
-                raise fault("R043", self._place("train", port, "insert"), message)
+                written = f'{train.insert} = {{ default = "auto", choices = ["never", "auto", "always"] }}'
+                raise fault(
+                    "R043", self._place("train", port, "insert"), message, hint=f"[options] {written}"
+                )
             self.used.add(train.insert)
 
     def _defaults(self) -> dict[str, Constant]:
@@ -381,7 +413,14 @@ class _SectionCheck:
     def _check_used(self) -> None:
         for name in self.section.parameters:
             if name not in self.used:
-                raise fault("R034", self._place("parameters", name), f"the parameter {name!r} is never used")
+                raise fault(
+                    "R034",
+                    self._place("parameters", name),
+                    f"the parameter {name!r} is never used",
+                    hint=IDLE,
+                )
         for name in self.section.let:
             if name not in self.used:
-                raise fault("R035", self._place("let", name), f"the binding {name!r} is never used")
+                raise fault(
+                    "R035", self._place("let", name), f"the binding {name!r} is never used", hint=IDLE
+                )

@@ -11,12 +11,11 @@ from functools import lru_cache
 
 from peftc.errors import RuleError
 from peftc.lang.codes import fault
+from peftc.lang.limits import DEEPEST, LARGEST_NUMBER, TEXT
 from peftc.lang.source import Place
 
-LONGEST = 500
-DEEPEST = 32
-LARGEST = 2**63
-"""Numbers stay below this; a chain of products cannot grow without bound."""
+EXPRESSION_WORDS = "names, numbers, + - * / @ and calls of operations"
+CONDITION_WORDS = "names, numbers, + - * /, comparisons, and, or, not"
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}\Z")
 
@@ -81,8 +80,8 @@ class Expression:
 @lru_cache(maxsize=1024)
 def parse(text: str, place: Place, *, condition: bool = False) -> Expression:
     """Read one expression, or one condition of a `where`. Raises RuleSyntaxError."""
-    if len(text) > LONGEST:
-        raise fault("R006", place, f"an expression has at most {LONGEST} characters, this has {len(text)}")
+    if len(text) > TEXT:
+        raise fault("R006", place, f"an expression has at most {TEXT} characters, this has {len(text)}")
     text = re.sub(r"[\r\n\t]", " ", text).strip()
     expression = Expression(text, _tree(text, place), place, condition)
     _refuse_deep(expression)
@@ -98,10 +97,11 @@ def is_name(text: str) -> bool:
 
 
 def _tree(text: str, place: Place) -> ast.expr:
-    if "\\" in text or not text.isprintable():
-        raise fault(
-            "R007", place, "an expression has neither backslashes nor unprintable characters", text=text
-        )
+    strange = next((at for at, sign in enumerate(text) if not " " <= sign <= "~" or sign == "\\"), None)
+    if strange is not None:
+        # Python would read ｘ as x: a letter that looks like another must not be one.
+        message = "an expression is written in letters, digits and signs of ASCII, without backslashes"
+        raise fault("R007", place, message, text=text, span=(strange, strange + 1))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Python only warns of `1if x`; here it is refused
@@ -130,9 +130,7 @@ def _refuse_foreign(expression: Expression, node: ast.AST, allowed: tuple[type[a
     if not isinstance(node, allowed):
         parent = _parent(expression.tree, node)
         spoken = _SPOKEN.get(type(node), f"Python's {type(node).__name__}")
-        can = "names, numbers, + - * /, comparisons, and, or, not"
-        if not expression.condition:
-            can = "names, numbers, + - * / @ and calls of operations"
+        can = CONDITION_WORDS if expression.condition else EXPRESSION_WORDS
         raise expression.fault(
             "R008", parent, f"{spoken} is not part of {kind} of the rule language", f"there are: {can}"
         )
@@ -150,7 +148,7 @@ def _refuse_constant(expression: Expression, node: ast.Constant) -> None:
     value = node.value
     if not isinstance(value, (bool, int, float, str)):
         raise expression.fault("R008", node, "constants are numbers, texts, True and False")
-    if isinstance(value, (int, float)) and not abs(value) < LARGEST:
+    if isinstance(value, (int, float)) and not abs(value) < LARGEST_NUMBER:
         raise expression.fault("R045", node, "this number is too large")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ class Library:
 
     def rule(self, name: str) -> Rule:
         """The rule of this name, proved. Raises UnknownRuleError and RuleError."""
-        if re.match(RULE_NAME, name):
+        if re.fullmatch(RULE_NAME, name):
             for folder in self.folders:
                 if (path := folder / f"{name}.toml").is_file():
                     return _named(load_rule(path), path)
@@ -41,10 +42,14 @@ def load_rule(path: str | Path) -> Rule:
     """The rule in a file, proved. Raises UnknownRuleError where there is no such file, and RuleError."""
     path = Path(path)
     try:
-        changed = path.stat().st_mtime_ns
-        return _load(path.resolve(), changed)
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for
+            raise UnknownRuleError(f"{path} is no file")
+        return _load(path.resolve(), state.st_mtime_ns)
     except OSError as error:
         raise UnknownRuleError(f"the rule file {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UnknownRuleError(f"{str(path)!r} can be no file") from None
 
 
 @lru_cache(maxsize=256)

@@ -42,6 +42,12 @@ class Operation:
     settings: Mapping[str, Setting] = field(default_factory=lambda: MappingProxyType({}))
     longer: str | None = None
 
+    @property
+    def call(self) -> str:
+        """How it is called: `concat(a, b, axis=…)`; settings that have a default are left out."""
+        needed = (f"{name}=…" for name, setting in self.settings.items() if setting.default is None)
+        return f"{self.name}({', '.join((*(name for name, _ in self.takes), *needed))})"
+
 
 OPERATIONS: dict[str, Operation] = {}
 
@@ -55,6 +61,7 @@ def register(operation: Operation) -> Operation:
 
 
 def _same(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are."""
     return terms[0].axes
 
 
@@ -65,11 +72,13 @@ def _keeps(terms: tuple[Term, ...], settings: Settings) -> Axes:
 
 
 def _drops(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes without the one that is named."""
     axis = _has(terms[0].axes, settings["axis"])
     return tuple(name for name in terms[0].axes if name != axis)
 
 
 def _joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of the second; the first may lack some of them, and the one that is named grows."""
     first, second = terms[0].axes, terms[1].axes
     axis = _has(first, settings["axis"])
     _has(second, axis)

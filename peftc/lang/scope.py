@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias, cast
 from peftc.lang.axes import Axes, Constant, Term, Unknown, show
 from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Section
-from peftc.lang.expression import DEEPEST, Expression, parse
+from peftc.lang.expression import Expression, parse
+from peftc.lang.limits import DEEPEST
 from peftc.lang.source import Place
 from peftc.lang.walk import Backend, MissingNameError, Walk
 

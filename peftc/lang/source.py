@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 Key = str | int
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_HEADER = re.compile(r"^\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?$")
 _ENTRY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
 
 
@@ -19,6 +19,8 @@ class Place:
     section: str = ""
     key: str = ""
     line: int | None = None
+    said: str = field(default="", compare=False)
+    """The whole line, where the text is known."""
 
     def __str__(self) -> str:
         inside = f"[{self.section}] {self.key}".rstrip() if self.section else self.key
@@ -39,14 +41,24 @@ class Source:
         if not named:
             return Place(self.file)
         if len(named) == 1:
-            return Place(self.file, "", named[0], self._line(named))
+            return self._place("", named[0], named)
         # `match.where[1]` reads better than a section called `match.where`.
         if named[-1].isdigit():
             *head, last = named[:-1]
-            return Place(
-                self.file, _spoken(head), f"{last}[{named[-1]}]" if head else last, self._line(named)
-            )
-        return Place(self.file, _spoken(named[:-1]), named[-1], self._line(named))
+            return self._place(_spoken(head), f"{last}[{named[-1]}]", named)
+        return self._place(_spoken(named[:-1]), named[-1], named)
+
+    def line(self, number: int) -> Place:
+        """The place of a whole line."""
+        return Place(self.file, line=number, said=self._texts[number - 1])
+
+    def _place(self, section: str, key: str, keys: list[str]) -> Place:
+        number = self._line(keys)
+        return Place(self.file, section, key, number, self._texts[number - 1] if number else "")
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [line.rstrip("\r") for line in self.text.split("\n")]
 
     def _line(self, keys: list[str]) -> int | None:
         """The line of the longest beginning of `keys` that the text spells."""
@@ -62,12 +74,13 @@ class Source:
         entries: list[tuple[int, list[str]]] = []
         section: list[str] = []
         counts: dict[str, int] = {}
-        for number, line in enumerate(self.text.splitlines(), start=1):
+        for number, line in enumerate(self._texts, start=1):
             if header := _HEADER.match(line):
                 section = _split(header[2])
                 if header[1] == "[[":
-                    counts[header[2]] = counts.get(header[2], -1) + 1
-                    section = [*section, str(counts[header[2]])]
+                    name = ".".join(section)
+                    counts[name] = counts.get(name, -1) + 1
+                    section = [*section, str(counts[name])]
                 elif section[0] in counts:  # [also.match] belongs to the latest [[also]]
                     section = [section[0], str(counts[section[0]]), *section[1:]]
                 entries.append((number, section))

@@ -56,6 +56,52 @@ CASES = [
     case("R011", LORA, ('"kaiming_uniform"', '"normal(sdt=0.02)"')),
     case("R011", LORA, ('"kaiming_uniform"', '"normal"')),
     case("R011", LORA, ('"d_out rank"', '"d_out"'), ('"zeros"', '"orthogonal"')),
+    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank"' for i in range(63)))),
+    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank{" " * 480}"' for i in range(45)))),
+    case("R012", LORA, ("default = 8,", f"default = {'[' * 20}8{']' * 20},")),
+    case("R012", LORA, ("default = 8,", f"default = 1{'0' * 50},")),
+    case("R012", LORA, ("default = 16.0,", "default = nan,")),
+    case("R012", LORA, ("default = 16.0,", "default = 1e400,")),
+    case("R012", LORA, ("Width of", "\\u202eWidth of")),
+    case("R012", LORA, ("Width of", "\\u001b[2JWidth of")),
+    case("R012", LORA, ("scale =", f"{'s' * 60} =")),
+    case("R012", BITFIT, ('"always"]', '"always", ' + ", ".join(f'"c{i}"' for i in range(50)) + "]")),
+    case("R012", BITFIT, ("[train]", "[[also]]\nmatch = {role = 'norm'}\n" * 17 + "[train]")),
+    case("R002", LORA, ("default = 8,", f"default = 1{'0' * 5000},")),
+    case("R002", LORA, ("[let]", f"[let]\nx = {'[' * 5000}{']' * 5000}")),
+    case("R002", LORA, ("[let]", "[parameters]")),
+    case("R002", LORA, ('scale = "alpha / rank"', 'scale = "alpha / rank"\nscale = "alpha"')),
+    case("R003", LORA, ('init = "zeros"', 'init = "zeros", start = "zeros"')),
+    case("R004", LORA, (', init = "zeros"', "")),
+    case("R004", LORA, ('name      = "lora"', "")),
+    case("R005", LORA, ('["q", "v"]', "3")),
+    case("R005", LORA, ('"kaiming_uniform"', "0.5")),
+    case("R005", LORA, ("A = {", '"a-b" = {')),
+    case("R005", LORA, ("default = 8,", "default = 2020-01-01,")),
+    case("R005", LORA, ('init = "zeros"', 'init = "zeros", dtype = "int8"')),
+    case("R005", LORA, ("[let]\n", 'let = "scale"\n[also]\n')),
+    case("R007", LORA, (SCALE, 'scale = "alpha / r\u0430nk"')),
+    case("R007", LORA, (SCALE, 'scale = "\uff41lpha / rank"')),
+    case("R007", LORA, (SCALE, "scale = 'alpha \\ rank'")),
+    case("R007", LORA, (SCALE, 'scale = ""')),
+    case("R008", LORA, (SCALE, 'scale = "alpha if rank else 1"')),
+    case("R008", LORA, (SCALE, 'scale = "rank % 2"')),
+    case("R008", LORA, (SCALE, 'scale = "x[0]"')),
+    case("R010", LORA, ('"rank d_in"', '"rank rank"')),
+    case("R010", LORA, ('"rank d_in"', '"rank=0 d_in"')),
+    case("R010", LORA, ('"rank d_in"', f'"{" ".join(f"a{i}=2" for i in range(13))}"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal(0.02)"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal(std=rank+1)"')),
+    case("R020", LORA, ("A = {", "x = {")),
+    case("R020", LORA, ("drop  =", "layers =")),
+    case("R020", LORA, ("scale =", "a__b =")),
+    case("R021", LORA, ("min = 1, ", "min = 1, max = 0, ")),
+    case("R021", BITFIT, ('default = "auto"', 'default = "auto", min = 1')),
+    case("R023", LORA, ('"linear"', '["linear", "linear"]')),
+    case("R024", LORA, ('["q", "v"]', '["left.q"]')),
+    case("R024", LORA, ('["q", "v"]', '["decoder.query"]')),
+    case("R031", PREFIX, ('k_prefix = "P_k"', 'k_prefix = "concat(P_k, P_k, axis=\'heads\')"')),
+    case("R031", LORA, (SCALE, 'scale = "alpha / \'rank\'"')),
     case("R020", LORA, ("drop  =", "d_in  =")),
     case("R020", LORA, ("A = {", "lambda = {")),
     case("R021", LORA, ("min = 1, ", "min = 9, ")),
@@ -100,6 +146,18 @@ CASES = [
     case("R045", LORA, (SCALE, f'scale = "1{"0" * 30}"')),
     case("R046", LORA, ('[options]', 'before = "lora"\n\n[options]')),
 ]  # fmt: skip
+
+
+def test_there_are_many() -> None:
+    assert len({str(changes) for _, _, changes in CASES}) >= 60
+
+
+def test_what_a_message_shows_can_be_printed() -> None:
+    for _, base, changes in CASES:
+        text = base
+        for old, new in changes:
+            text = text.replace(old, new)
+        assert str(refusal(text)).replace("\n", "").isprintable()
 
 
 def refusal(text: str) -> RuleError:
