@@ -84,7 +84,7 @@ def fault(
 
 def _span(text: str, words: tuple[str, ...]) -> tuple[int, int]:
     """Where the first of the words stands in the text as a whole, or all of the text."""
-    for word in words:
+    for word in filter(None, words):
         if found := re.search(rf"(?<![A-Za-z0-9_]){re.escape(word)}(?![A-Za-z0-9_])", text):
             return found.span()
     return len(text) - len(text.lstrip()), len(text.rstrip())

@@ -247,7 +247,9 @@ def read_file(path: Path) -> Rule:
     if len(raw) > FILE_BYTES:
         raise fault("R001", place, "a rule file has at most 64 KiB")
     try:
-        return read_text(raw.decode("utf-8-sig"), path.name)  # some editors put a byte order mark in front
+        return read_text(
+            raw.decode().removeprefix("\ufeff"), path.name
+        )  # some editors put a byte order mark in front
     except UnicodeDecodeError as error:
         raise fault("R002", place, f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
@@ -270,7 +272,7 @@ def read_text(text: str, file: str) -> Rule:
 
 def _no_toml(error: Exception, source: Source) -> Exception:
     """What the reader found, at the line and the column that it tells."""
-    told = {RecursionError: "it is nested too deep"}.get(type(error), str(error))
+    told = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
     if "int_max_str_digits" in told:
         told = "a number has too many digits"
     said, _, at = told.partition(" (at ")
