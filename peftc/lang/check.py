@@ -17,7 +17,7 @@ from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import known_initial
-from peftc.lang.limits import ALL_CHOICES, LENGTH_NAME, SECTIONS
+from peftc.lang.limits import LENGTH_NAME, PROOF, SECTIONS
 from peftc.lang.operations import Operation
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import Scope, expressions
@@ -117,9 +117,6 @@ def _check_head(rule: Rule) -> None:
             )
     if len(rule.also) > SECTIONS:
         raise fault("R012", rule.source.place("also"), f"a rule has at most {SECTIONS} more sections")
-    if sum(len(option.choices) for option in rule.options.values()) > ALL_CHOICES:
-        message = f"the options of a rule have at most {ALL_CHOICES} choices together"
-        raise fault("R012", rule.source.place("options"), message)
     if both := set(rule.before) & set(rule.after):
         raise fault(
             "R046",
@@ -163,9 +160,16 @@ class _SectionCheck:
         self._check_where(signatures)
         self._check_ports()
         self._check_train()
-        expressions(self.rule, self.section)
+        read = expressions(self.rule, self.section).values()
+        variants = list(self._variants({name for expression in read for name in expression.names}))
+        walked = len(signatures) * len(variants) * sum(len(expression.text) for expression in read)
+        if walked > PROOF:
+            message = (
+                f"proving this would walk {walked} characters, over each role and choice; {PROOF} are allowed"
+            )
+            raise fault("R012", self._place("match"), message)
         for role in signatures:
-            for options in self._variants():
+            for options in variants:
                 self._evaluate(role, options)
         self._check_used()
         return self.used
@@ -353,13 +357,13 @@ class _SectionCheck:
     def _defaults(self) -> dict[str, Constant]:
         return {name: option.typed(option.default) for name, option in self.rule.options.items()}
 
-    def _variants(self) -> Iterator[dict[str, Constant]]:
-        """The defaults, then each choice of each option in turn: all must be right."""
+    def _variants(self, read: set[str]) -> Iterator[dict[str, Constant]]:
+        """The defaults, then each choice of each option that is read in turn: all must be right."""
         defaults = self._defaults()
         yield defaults
         for name, option in self.rule.options.items():
             for choice in option.choices:
-                if choice != option.default:
+                if name in read and choice != option.default:
                     yield {**defaults, name: choice}
 
     def _evaluate(self, role: Signature, options: Mapping[str, Constant]) -> None:

@@ -21,9 +21,9 @@ AXES = 12
 """Of a value; two of them together still fit the letters of an einsum."""
 SECTIONS = 16
 ALL_TEXT = 20_000
-"""Characters of all texts of a rule together: proving it walks them once for each role and choice."""
-ALL_CHOICES = 48
-"""Choices of all options of a rule together, for the same reason."""
+"""Characters of all texts of a rule together."""
+PROOF = 150_000
+"""Characters that proving a section walks: its expressions, once for each role and each choice of an option."""
 LARGEST_NUMBER = 2**63
 """Numbers stay below this; a chain of products cannot grow without bound."""
 LENGTH_NAME = 200
@@ -40,7 +40,7 @@ LIMITS: Mapping[str, int] = MappingProxyType(
         "entries of a table or a list": ENTRIES,
         "depth of tables and lists": NESTING,
         "sections of a rule under `also`": SECTIONS,
-        "choices of all options of a rule together": ALL_CHOICES,
+        "characters of a section's expressions × roles × choices": PROOF,
         "characters of a name": NAME,
         "axes of a value": AXES,
         "size of a number, below": LARGEST_NUMBER,

@@ -24,6 +24,8 @@ SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
 DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
+MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
+HEAVY = "[let]\n" + "\n".join(f'w{i} = "{" + ".join(["activate(x, kind=k)"] * 20)}"' for i in range(4))
 
 CASES = [
     case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
@@ -65,7 +67,7 @@ CASES = [
     case("R012", LORA, ("Width of", "\\u202eWidth of")),
     case("R012", LORA, ("Width of", "\\u001b[2JWidth of")),
     case("R012", LORA, ("scale =", f"{'s' * 60} =")),
-    case("R012", BITFIT, ('"always"]', '"always", ' + ", ".join(f'"c{i}"' for i in range(50)) + "]")),
+    case("R012", LORA, ("[let]", HEAVY), ("[options]", f"[options]\n{MANY}"), ('"linear"', '["linear", "head"]')),
     case("R012", BITFIT, ("[train]", "[[also]]\nmatch = {role = 'norm'}\n" * 17 + "[train]")),
     case("R002", LORA, ("default = 8,", f"default = 1{'0' * 5000},")),
     case("R002", LORA, ("[let]", f"[let]\nx = {'[' * 5000}{']' * 5000}")),
@@ -113,6 +115,8 @@ CASES = [
     case("R026", LORA, ('W = "d_out d_in"', 'W = "d_out"')),
     case("R027", LORA, ('"rank < d_in"', '"rank < batch"')),
     case("R027", PREFIX, ("'shift'\"", "'shfit'\"")),
+    case("R027", PREFIX, ("positions == ", "positions >= ")),
+    case("R027", PREFIX, ("positions == 'shift'", "positions == 3")),
     case("R028", LORA, ("p=drop", "p=drp")),
     case("R028", LORA, ('"kaiming_uniform"', '"normal(std=sigma)"')),
     case("R029", LORA, ("dropout(", "dropuot(")),
