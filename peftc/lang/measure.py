@@ -45,7 +45,7 @@ def _problem(value: object) -> str | None:
     match value:
         case str() if len(value) > TEXT:
             return f"a text has at most {TEXT} characters, this has {len(value)}"
-        case str():
+        case str() if not value.isprintable():
             strange = next((sign for sign in value if not sign.isprintable() and sign not in "\t\r\n"), None)
             return f"has a character that cannot be printed, U+{ord(strange):04X}" if strange else None
         case Mapping() | list() | tuple() if len(value) > ENTRIES:
