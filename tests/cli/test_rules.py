@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from peftc.cli import main
-from peftc.lang import GRAMMAR, GROUPS, PIECES, ROLES, SCOPES, default_library, load_rule, read_text
+from peftc.lang import GRAMMAR, GROUPS, PIECES, ROLES, SCOPES, bind, default_library, load_rule, read_text
 
 Run = Callable[..., tuple[int, str, str]]
 LIBRARY = default_library()
@@ -180,3 +181,13 @@ def test_a_wrong_spec_is_told_before_anything_is_loaded(rule: str, tmp_path: Pat
         )
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         assert "error rule spec" in done.stderr
+
+
+def test_the_specs_of_the_readme_are_right() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("### How rules are written") : text.index("### Training")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    specs = [spec for row in rows for spec in re.findall(r"`([^`]+)`", row) if not spec.startswith("./")]
+    assert len(specs) >= 8
+    for spec in specs:
+        bind(spec)
