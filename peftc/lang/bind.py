@@ -93,9 +93,9 @@ def bind(rule: RuleLike, library: Library | None = None) -> Bound:
     """A rule as the user asks for it. Raises SpecError and RuleError."""
     library = library or default_library()
     if isinstance(rule, Rule):
-        return _Request(rule.name).bound(check(rule), {}, {})
+        return _Request(rule.name).bound(check(rule, library.rule), {}, {})
     if isinstance(rule, Path):
-        return _Request(str(rule)).bound(load_rule(rule), {}, {})
+        return _Request(str(rule)).bound(load_rule(rule, library), {}, {})
     if isinstance(rule, str):
         return _bind_spec(read_spec(rule), library)
     if isinstance(rule, Mapping):
@@ -122,7 +122,7 @@ def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = Non
 def _bind_spec(spec: Spec, library: Library) -> Bound:
     request = _Request(spec.text)
     try:
-        rule = load_rule(spec.name.text) if spec.is_path else library.rule(spec.name.text)
+        rule = load_rule(spec.name.text, library) if spec.is_path else library.rule(spec.name.text)
     except UnknownRuleError as error:
         raise UnknownRuleError(
             error.message,
@@ -162,7 +162,7 @@ def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
         base = bind(named, library)
     elif isinstance(named, (str, Path)):
         is_file = isinstance(named, Path) or named.endswith(".toml")
-        rule = load_rule(named) if is_file else library.rule(str(named))
+        rule = load_rule(named, library) if is_file else library.rule(str(named))
         base = _Request(str(named)).bound(rule, {}, {})
     else:
         raise SpecError(f"the key 'rule' is a name, a path or a Rule, not {named!r}")

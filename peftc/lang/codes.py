@@ -51,6 +51,16 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R045": "A number cannot be computed.",
         "R046": "A rule is ordered against itself.",
         "R047": "A rule in the library has another name than its file.",
+        # composites and fragments: RuleCheckError
+        "R048": "A rule that is used is not in the library.",
+        "R049": "Rules use each other in a circle.",
+        "R050": "A composite is too large.",
+        "R051": "An option of a used rule cannot have this value.",
+        "R052": "An override changes what the used rule does not have.",
+        "R053": "Used rules exclude each other, or stand in the wrong order.",
+        "R054": "Fragments call each other in a circle.",
+        "R055": "A fragment is never called.",
+        "R056": "A merge makes parameters of its own.",
     }
 )
 
@@ -69,6 +79,7 @@ def fault(
     if text is None:
         detail: tuple[str, ...] = ()
     else:
+        text, span = place.written(text, span)
         detail = carets(text, *span) if span else (text,)
     assert code in CODES, code
     return kind(message, code=code, where=str(place), detail=detail, hint=hint)

@@ -1,7 +1,7 @@
 """A rule as data: the sections of the file format, read from TOML. `check` proves that they add up.
 
 Names, axes and expressions stay texts here, so that a rule can be compared, hashed, stored and diffed
-as it was written.
+as it was written. Longer than most files here: the whole format in one place.
 """
 
 from __future__ import annotations
@@ -131,9 +131,13 @@ class Train(Data):
 
 
 class Section(Data):
-    """A match, and what is done at its sites. A rule is one section, and may have more under `also`."""
+    """A match, and what is done at its sites. A rule is one section, and may have more under `also`.
+
+    `required` makes it an error that a model has no site for this section, even if others match.
+    """
 
     match: Match
+    required: bool = False
     parameters: dict[Name, Parameter] = Field(default_factory=dict)
     let: dict[Name, str] = Field(default_factory=dict)
     rewrite: dict[Name, str] = Field(default_factory=dict)
@@ -145,9 +149,58 @@ class Section(Data):
         return {port: read_axes(text) for port, text in self.match.values.items()}
 
 
-class Rule(Section):
-    """One method, whole. Two rules are equal if they say the same, wherever they were read."""
+class MatchChange(Data):
+    """What a `use` says differently of the match of the rule it uses; what it leaves out stays.
 
+    `values` are replaced port by port; `role`, `part` and `where` as a whole.
+    """
+
+    role: Texts | None = None
+    part: Texts | None = None
+    values: dict[Name, str] = Field(default_factory=dict)
+    where: Texts | None = None
+
+
+class Use(Data):
+    """A rule of the library as a part of this one, with what is different about it here.
+
+    The used rule's options become options of this rule, called `<label>_<option>`, with the default that
+    `options` gives; a text that is the name of an option of this rule puts that one in its place. A `let`
+    replaces the binding of its name and may read the old one by that name; other names are new bindings.
+    `parameters` and `rewrite` replace or add, key by key; `merge = false` leaves the used rule's merge out.
+    """
+
+    rule: RuleName
+    label: RuleName | None = None
+    options: dict[Name, bool | int | float | str] = Field(default_factory=dict)
+    match: MatchChange = Field(default_factory=MatchChange)
+    parameters: dict[Name, Parameter] = Field(default_factory=dict)
+    let: dict[Name, str] = Field(default_factory=dict)
+    rewrite: dict[Name, str] = Field(default_factory=dict)
+    merge: bool = True
+
+
+class Define(Data):
+    """A fragment that expressions call by its name, such as a gate; every call has parameters of its own.
+
+    `takes` gives the axes of each argument. They are lined up with those of a call's arguments by position,
+    so that one fragment serves values of any width. `gives` is what a call stands for.
+    """
+
+    takes: Annotated[dict[Name, str], Field(min_length=1)]
+    parameters: dict[Name, Parameter] = Field(default_factory=dict)
+    let: dict[Name, str] = Field(default_factory=dict)
+    gives: str
+
+
+class Rule(Section):
+    """One method, whole. Two rules are equal if they say the same, wherever they were read.
+
+    A composite `use`s other rules, and need have no match of its own. What acts on a model is a flattened
+    rule (`peftc.lang.composite`): it has neither `use` nor `define`.
+    """
+
+    match: Match = Field(default_factory=lambda: Match(role=()))
     format: Literal[1]
     name: RuleName
     summary: str
@@ -156,20 +209,28 @@ class Rule(Section):
     default: bool = False
     options: dict[Name, Option] = Field(default_factory=dict)
     also: Annotated[tuple[Section, ...], BeforeValidator(_listed)] = ()
+    use: Annotated[tuple[Use, ...], BeforeValidator(_listed)] = ()
+    define: dict[Name, Define] = Field(default_factory=dict)
     before: RuleNames = ()
     after: RuleNames = ()
     conflicts: RuleNames = ()
 
     _source: Source | None = PrivateAttr(default=None)
+    _made_of: int = PrivateAttr(default=1)
 
     @property
     def source(self) -> Source:
         """The file it was read from, to point into; a rule from elsewhere has its name only."""
         return self._source or Source(self.name)
 
-    def read_from(self, source: Source) -> Rule:
-        """This rule, knowing the file it stands in."""
-        self._source = source
+    @property
+    def made_of(self) -> int:
+        """How many rules were put together to make this one."""
+        return self._made_of
+
+    def read_from(self, source: Source, made_of: int = 1) -> Rule:
+        """This rule, knowing the file it stands in, and how many rules it was made of."""
+        self._source, self._made_of = source, made_of
         return self
 
     @property
@@ -245,6 +306,8 @@ def _fault(error: ErrorDetails, source: Source) -> Exception:
         return fault(
             "R003", place, f"there is no key {last!r} here", hint=instead(last, _known_keys(keys[:-1]))
         )
+    if error["type"] == "too_short":
+        return fault("R005", place, f"{last} names nothing")
     if error["type"] == "missing":
         return fault("R004", source.place(*keys[:-1]), f"the key {last!r} is missing")
     if error["type"] == "string_pattern_mismatch":
@@ -263,15 +326,15 @@ KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "[key]"})
 
 def _known_keys(keys: tuple[Key, ...]) -> list[str]:
     """The keys of the section at `keys`."""
-    if keys[:1] == ("also",):
-        section: type[Data] = Section
-        keys = keys[2:]
-    else:
-        section = Rule
-    inner: Mapping[Key, type[Data]] = {
-        "match": Match,
-        "parameters": Parameter,
-        "train": Train,
-        "options": Option,
+    inner: Mapping[tuple[type[Data], Key], type[Data]] = {
+        (Rule, "also"): Section,
+        (Rule, "use"): Use,
+        (Rule, "define"): Define,
+        (Rule, "options"): Option,
+        (Use, "match"): MatchChange,
     }
-    return sorted((inner[keys[0]] if keys else section).model_fields)
+    both: Mapping[Key, type[Data]] = {"match": Match, "parameters": Parameter, "train": Train}
+    kind: type[Data] = Rule
+    for key in keys:  # the keys of tables of tables, such as a parameter's name, change no kind
+        kind = inner.get((kind, key), both.get(key, kind) if key in kind.model_fields else kind)
+    return sorted(kind.model_fields)
