@@ -141,11 +141,21 @@ class Calls:
             ]
         except AxesError:
             return  # the section's own values cannot be read, which `check` tells better
+        for line in (*self.draft.let.values(), *self.draft.rewrite.values(), *self.draft.merge.values()):
+            self._refuse_unknown(line)
         for name in list(self.draft.let):
             self._binding(name)
         for table in (self.draft.rewrite, self.draft.merge):
             for port in list(table):
                 self._replace_all(table, port)
+
+    def _refuse_unknown(self, line: Line) -> None:
+        """Raise for a call that is neither of an operation nor of a fragment."""
+        for call in ast.walk(line.expression.tree):
+            if isinstance(call, ast.Call) and _called(call) not in {*OPERATIONS, *self.define}:
+                message = f"there is no operation or fragment {_called(call)!r}"
+                hint = instead(_called(call), {*OPERATIONS, *self.define})
+                raise line.expression.fault("R029", call, message, hint)
 
     def _binding(self, name: str) -> None:
         if name in self.done or name in self.open:

@@ -7,13 +7,10 @@ from typing import cast
 
 from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown
 from peftc.lang.document import Parameter, Rule, Section
-from peftc.lang.operations import Operation
+from peftc.lang.operations import Lengths, Operation
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature
 from peftc.lang.walk import Sign
-
-Lengths = dict[str, str]
-"""What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
 
 
 class Check:
@@ -44,7 +41,7 @@ class Check:
             # What is in front is told first: a number is a count of new keys, which always go in front.
             in_front = sorted(terms, key=lambda term: not term.is_constant)
             lengths[longer] = "+".join(_length(term, longer) for term in in_front)
-        return lengths
+        return operation.lengths(terms, settings, lengths) if operation.lengths else lengths
 
     def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
         one, other = lengths_of(left), lengths_of(right)

@@ -143,6 +143,7 @@ CASES = [
     case("R020", GATE, MATCH, '[let]\ngate = "gate(x)"\n[rewrite]\ny = "gate * y"'),
     case("R028", GATE.replace("@ w", "@ ww"), MATCH, USE),
     case("R028", GATE.replace("@ w", "@ w * y"), MATCH, USE),
+    case("R029", GATE, MATCH, USE.replace("gate(x)", "gaet(x) * gate(x)")),
     case("R030", GATE, MATCH, USE.replace("gate(x)", "gate(x, y)")),
     case("R030", GATE, MATCH, USE.replace("gate(x)", "gate(h=x)")),
     case("R031", GATE, MATCH.replace("batch seq", "*"), USE),
