@@ -29,8 +29,8 @@ library = lang.default_library()
 rules = library.rules()
 loaded = time.perf_counter()
 from peftc.lang.expression import parse
-from peftc.lang.library import _load
-_load.cache_clear(), parse.cache_clear()
+from peftc.lang.library import _proved, _read
+_read.cache_clear(), _proved.cache_clear(), parse.cache_clear()
 again = time.perf_counter()
 library.rules()
 done = time.perf_counter()

@@ -134,7 +134,12 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     default = field.get_default(call_default_factory=True, validated_data={})
-    if default is PydanticUndefined or default is None or default in ((), {}, ""):
+    if (
+        default is PydanticUndefined
+        or default is None
+        or isinstance(default, BaseModel)
+        or not (default or default is False)
+    ):
         return "nothing"
     return code({True: "true", False: "false"}.get(default, default))
 
@@ -147,6 +152,7 @@ def _operation(operation: Operation) -> tuple[str, str, str, str]:
     settings = "; ".join(_setting(name, setting) for name, setting in operation.settings.items())
     numbers = [name for name, kind in operation.takes if kind == "number"]
     takes = f" {', '.join(map(code, numbers))} is a number." if numbers else ""
+    takes += "".join(f" {code(f'{name}=…')} may give a value." for name in operation.optional)
     return code(operation.call), settings, said(operation.axes), operation.doc + takes
 
 

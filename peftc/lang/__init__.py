@@ -15,7 +15,7 @@ from peftc.lang.axes import (
     show,
 )
 from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten
-from peftc.lang.check import Check, check
+from peftc.lang.check import check
 from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, unmet
 from peftc.lang.document import (
@@ -25,14 +25,13 @@ from peftc.lang.document import (
     Rule,
     Section,
     Train,
-    read_file,
-    read_mapping,
-    read_text,
 )
 from peftc.lang.expression import Expression, parse
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
+from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
+from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature

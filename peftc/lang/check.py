@@ -8,86 +8,40 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from typing import cast
 
-from peftc.errors import instead
-from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes, read_dimensions
+from peftc.errors import UnknownRuleError, instead
+from peftc.lang.axes import AxesError, Constant, Term, read_axes, read_dimensions
 from peftc.lang.codes import fault
+from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import known_initial
-from peftc.lang.limits import LENGTH_NAME, PROOF, SECTIONS
-from peftc.lang.operations import Operation
+from peftc.lang.lengths import defaults, lengths_of, proving_scope
+from peftc.lang.limits import PROOF, SECTIONS
 from peftc.lang.roles import ROLES, SCOPES, known_words
-from peftc.lang.scope import Scope, expressions
+from peftc.lang.scope import expressions
 from peftc.lang.signature import Signature, fit, signature
 from peftc.lang.source import Key, Place
-from peftc.lang.walk import Sign
-
-Lengths = dict[str, str]
-"""What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
 
 IDLE = "read it where it acts, or take it out"
 INSERTS = frozenset({"never", "auto", "always"})
 
 
-class Check:
-    """Backend that holds lengths: two axes of one name meet only if they are of one length."""
-
-    def negate(self, term: Term) -> object:
-        """The lengths as they are."""
-        return term.held
-
-    def pointwise(self, op: Sign, left: Term, right: Term, axes: Axes) -> object:
-        """The lengths of both."""
-        return self._joined(left, right, axes, skip="", said=op)
-
-    def contract(self, left: Term, right: Term, axes: Axes) -> object:
-        """The lengths of the axes that are kept."""
-        return self._joined(left, right, axes, skip="", said="@")
-
-    def call(
-        self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
-    ) -> object:
-        """The lengths of the operands; an operation that makes an axis longer adds them up."""
-        longer = str(settings[operation.longer]) if operation.longer else ""
-        values = [term for term in terms if not term.is_constant]
-        lengths: Lengths = {}
-        for value in values:
-            lengths = self._joined(Term((), lengths), value, axes, skip=longer, said=operation.name)
-        if longer:
-            # What is in front is told first: a number is a count of new keys, which always go in front.
-            in_front = sorted(terms, key=lambda term: not term.is_constant)
-            lengths[longer] = "+".join(_length(term, longer) for term in in_front)
-            if (
-                len(lengths[longer]) > LENGTH_NAME
-            ):  # joined to itself again and again, a name would fill the memory
-                raise AxesError(f"{operation.name}: the axis {longer!r} is joined too often")
-        return lengths
-
-    def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
-        one, other = _lengths(left), _lengths(right)
-        for axis in one.keys() & other.keys() - {skip}:
-            if one[axis] != other[axis]:
-                raise AxesError(
-                    f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
-                )
-        return {axis: length for axis, length in {**one, **other}.items() if axis in axes}
+def no_library(name: str, _trail: tuple[str, ...]) -> Rule:
+    """Finds no rule: what is stored or sent alone stands for itself."""
+    raise UnknownRuleError(f"there is no library here in which {name!r} could be looked up")
 
 
-def _lengths(term: Term) -> Lengths:
-    return cast("Lengths", term.held) if isinstance(term.held, dict) else {}
+def check(rule: Rule, find: Finder = no_library, trail: tuple[str, ...] = ()) -> Rule:
+    """`rule` proved: itself, or what it is flattened to if it has `use` or `define`. Raises RuleError.
 
-
-def _length(term: Term, axis: str) -> str:
-    if isinstance(term.held, Unknown):
-        return term.held.name
-    return _lengths(term).get(axis, axis) if not term.is_constant else str(term.held)
-
-
-def check(rule: Rule) -> Rule:
-    """`rule` itself, proved. Raises RuleError."""
+    Args:
+        find: the library in which used rules are looked up.
+        trail: names of the composites that it is being put together for, and its own.
+    """
+    _check_options(rule)
+    rule = flattened(rule, find, trail)
     _check_head(rule)
     _check_options(rule)
     used: set[str] = set()
@@ -302,7 +256,7 @@ class _SectionCheck:
                 if isinstance(comparison, ast.Compare):
                     self._check_choices(expression, comparison)
             stand_ins: dict[str, Constant] = {name: 2 for role in signatures for name in role.sizes}
-            condition.unmet({**stand_ins, **self._defaults()})
+            condition.unmet({**stand_ins, **defaults(self.rule)})
 
     def _check_choices(self, expression: Expression, node: ast.Compare) -> None:
         """A text that is compared with an option must be one of its choices."""
@@ -354,51 +308,33 @@ class _SectionCheck:
                 )
             self.used.add(train.insert)
 
-    def _defaults(self) -> dict[str, Constant]:
-        return {name: option.typed(option.default) for name, option in self.rule.options.items()}
-
     def _variants(self, read: set[str]) -> Iterator[dict[str, Constant]]:
         """The defaults, then each choice of each option that is read in turn: all must be right."""
-        defaults = self._defaults()
-        yield defaults
+        usual = defaults(self.rule)
+        yield usual
         for name, option in self.rule.options.items():
             for choice in option.choices:
                 if name in read and choice != option.default:
-                    yield {**defaults, name: choice}
+                    yield {**usual, name: choice}
 
     def _evaluate(self, role: Signature, options: Mapping[str, Constant]) -> None:
-        given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
-        given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
-        sizes = {str(d.size) for p in self.section.parameters.values() for d in p.dimensions}
-        # An option that is a size stands for itself: 8 and 8 are not one length by chance.
-        symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
-        scope = Scope(
-            self.rule,
-            cast("Mapping[str, Constant]", symbols),
-            given,
-            Check(),
-            self._new_parameter,
-            section=self.section,
-        )
+        scope = proving_scope(self.rule, self.section, role, options)
         rewritten = {port: scope.rewrite(port) for port in self.section.rewrite}
         self._check_lengths(role, rewritten)
         for port in self.section.merge:
             if port not in role.ports:
                 continue
-            merged = _lengths(scope.merge(port))
+            merged = lengths_of(scope.merge(port))
             if changed := [axis for axis in role.ports[port] if merged.get(axis, axis) != axis]:
                 raise fault(
                     "R040", self._place("merge", port), f"a merge cannot change the length of {changed[0]!r}"
                 )
         self.used |= scope.used
 
-    def _new_parameter(self, _name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
-        return Term(parameter.named, {d.axis: str(d.size) for d in parameter.dimensions})
-
     def _check_lengths(self, role: Signature, rewritten: Mapping[str, Term]) -> None:
         """An axis that a rewrite makes longer at one operand is as long at every port that has it."""
         for port, term in rewritten.items():
-            for axis, length in _lengths(term).items():
+            for axis, length in lengths_of(term).items():
                 if length == axis:
                     continue
                 kinds = ROLES[role.role].ports
@@ -406,7 +342,7 @@ class _SectionCheck:
                     name for name, axes in role.ports.items() if axis in axes and kinds[name].kind != "value"
                 ]
                 for other in sharing:
-                    there = _lengths(rewritten[other]).get(axis) if other in rewritten else axis
+                    there = lengths_of(rewritten[other]).get(axis) if other in rewritten else axis
                     if there != length:
                         message = f"{axis!r} becomes {length} long at {port}, and is {there} at {other}"
                         raise fault(

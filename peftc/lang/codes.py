@@ -56,6 +56,16 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R045": "A number cannot be computed.",
         "R046": "A rule is ordered against itself.",
         "R047": "A rule in the library has another name than its file.",
+        # composites and fragments: RuleCheckError
+        "R048": "A rule that is used is not in the library.",
+        "R049": "Rules use each other in a circle.",
+        "R050": "A composite is too large.",
+        "R051": "An option of a used rule cannot have this value.",
+        "R052": "An override changes what the used rule does not have.",
+        "R053": "Used rules exclude each other, or stand in the wrong order.",
+        "R054": "Fragments call each other in a circle.",
+        "R055": "A fragment is never called.",
+        "R056": "A merge makes parameters of its own.",
     }
 )
 
@@ -75,7 +85,10 @@ def fault(
     """
     kind = RuleSyntaxError if code < "R020" else RuleCheckError
     assert code in CODES, code
-    shown = text if text and text.strip() else place.said
+    if text and text.strip():
+        shown, span = place.written(text, span)
+    else:
+        shown = place.said
     if span is None:
         span = _span(shown, (*re.findall(r"'([^']+)'", message), *([place.key] if text is None else ())))
     detail = _cut(shown, *span) if shown.strip() else ()

@@ -74,7 +74,7 @@ class Expression:
 
     def fault(self, code: str, node: ast.AST, message: str, hint: str | None = None) -> RuleError:
         """A rule error that points at `node`."""
-        return fault(code, self.place, message, text=self.text, span=_span(self.text, node), hint=hint)
+        return fault(code, self.place, message, text=self.text, span=span_of(self.text, node), hint=hint)
 
 
 @lru_cache(maxsize=1024)
@@ -159,7 +159,7 @@ def _parent(tree: ast.AST, node: ast.AST) -> ast.AST:
     return next((up for up in ast.walk(tree) if node in ast.iter_child_nodes(up)), tree)
 
 
-def _span(text: str, node: ast.AST) -> tuple[int, int]:
+def span_of(text: str, node: ast.AST) -> tuple[int, int]:
     """The characters of `text` that `node` covers; ast counts in bytes."""
     raw = text.encode()
     start = len(raw[: getattr(node, "col_offset", 0)].decode(errors="ignore"))

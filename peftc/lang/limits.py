@@ -12,15 +12,15 @@ TEXT = 500
 """Characters of any text: an expression, a help, a summary."""
 DEEPEST = 32
 """Brackets and operators inside each other; bindings that need each other."""
-ENTRIES = 64
+ENTRIES = 500
 """Entries of a table or of a list."""
 NESTING = 12
 """Tables and lists inside each other."""
 NAME = 41
 AXES = 12
 """Of a value; two of them together still fit the letters of an einsum."""
-SECTIONS = 16
-ALL_TEXT = 20_000
+SECTIONS = 64
+ALL_TEXT = 64 * 1024
 """Characters of all texts of a rule together."""
 PROOF = 150_000
 """Characters that proving a section walks: its expressions, once for each role and each choice of an option."""

@@ -29,7 +29,8 @@ def rule_schema() -> Schema:
     holders = [schema, *schema["$defs"].values()]
     for key, kinds in EDITS.items():
         for table in _properties(holders, key):
-            _name_ports(table, kinds)
+            if "patternProperties" in table:
+                _name_ports(table, kinds)
     words = known_words(tuple(ROLES))
     for role in _properties(holders, "role"):
         _spell(role, {"enum": list(ROLES)})

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 Key = str | int
+Spans = tuple[int, int]
 _HEADER = re.compile(r"^\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?$")
 _ENTRY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A text as it stands in a file (`before`), what was made of it (`after`), and the pieces that were
+    replaced: where each begins and ends in `before` and in `after`. Elsewhere the two differ by a shift.
+    """
+
+    before: str
+    after: str
+    pieces: tuple[tuple[Spans, Spans], ...] = ()
+    shift: int = 0
+
+    def back(self, span: Spans) -> Spans:
+        """The characters of `before` that characters of `after` were made of."""
+        return self._back(span[0], 0), self._back(span[1], 1)
+
+    def _back(self, at: int, end: int) -> int:
+        grown = -self.shift
+        for old, new in self.pieces:
+            if at <= new[0]:
+                break
+            if at < new[1]:
+                return old[end]
+            grown = new[1] - old[1]
+        return at - grown
+
+
+@dataclass(frozen=True)
 class Place:
-    """A key of a rule file: `lora.toml, [let] delta, line 24`."""
+    """A key of a rule file: `lora.toml, [let] delta, line 24`.
+
+    What a composite takes over stands in two files: `used_by` is the place that took it. `edits` say what
+    was made of the texts that are written here, so that carets point into them.
+    """
 
     file: str
     section: str = ""
@@ -21,22 +54,49 @@ class Place:
     line: int | None = None
     said: str = field(default="", compare=False)
     """The whole line, where the text is known."""
+    used_by: Place | None = None
+    edits: tuple[Edit, ...] = ()
 
     def __str__(self) -> str:
         inside = f"[{self.section}] {self.key}".rstrip() if self.section else self.key
         line = f"line {self.line}" if self.line else ""
-        return ", ".join(part for part in (self.file, inside, line) if part)
+        own = ", ".join(part for part in (self.file, inside, line) if part)
+        return f"{own}, used by {self.used_by}" if self.used_by else own
+
+    def taken_by(self, user: Place) -> Place:
+        """This place, as what stands in it was taken over at `user`."""
+        return replace(self, used_by=self.used_by.taken_by(user) if self.used_by else user)
+
+    def edited(self, *edits: Edit) -> Place:
+        """This place, its texts changed."""
+        return replace(self, edits=(*(edit for edit in edits if edit.before != edit.after), *self.edits))
+
+    def written(self, text: str, span: Spans | None) -> tuple[str, Spans | None]:
+        """The text of the file that `text` was made of, and the same characters of it."""
+        for edit in self.edits:
+            if edit.after == text:
+                text, span = edit.before, edit.back(span) if span else None
+        return text, span
 
 
 @dataclass(frozen=True)
 class Source:
-    """A rule's file name and its text; the text may be absent (a rule made from a mapping has none)."""
+    """A rule's file name and its text; the text may be absent (a rule made from a mapping has none).
+
+    `origins` are the places of keys that stand elsewhere: a flattened rule is made of several files.
+    """
 
     file: str
     text: str = ""
+    origins: Mapping[tuple[Key, ...], Place] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
 
     def place(self, *keys: Key) -> Place:
         """The place of the value at `keys`, such as `("let", "delta")` or `("also", 0, "rewrite", "p")`."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.origins:
+                return self.origins[keys[:length]]
         named = [str(key) for key in keys if not (isinstance(key, str) and key.startswith("["))]
         if not named:
             return Place(self.file)

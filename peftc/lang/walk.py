@@ -125,7 +125,7 @@ class Walk:
         if name not in OPERATIONS:
             raise self._fault("R029", node.func, f"there is no operation {name!r}", instead(name, OPERATIONS))
         operation = OPERATIONS[name]
-        terms = self._positional(node, operation)
+        terms = (*self._positional(node, operation), *self._optional(node, operation))
         settings = self._settings(node, operation)
         try:
             axes = operation.axes(terms, settings)
@@ -151,6 +151,15 @@ class Walk:
                 )
         return terms
 
+    def _optional(self, node: ast.Call, operation: Operation) -> list[Term]:
+        found = []
+        for keyword in node.keywords:
+            if keyword.arg in operation.optional:
+                found.append(self._visit(keyword.value))
+                if found[-1].is_constant:
+                    raise self._fault("R030", keyword, f"{operation.name} takes a value as {keyword.arg}")
+        return found
+
     def _settings(self, node: ast.Call, operation: Operation) -> dict[str, Constant]:
         given: dict[str, Constant] = {
             name: setting.default
@@ -159,9 +168,12 @@ class Walk:
         }
         for keyword in node.keywords:
             key = keyword.arg or ""
+            if key in operation.optional:
+                continue
             if key not in operation.settings:
                 message = f"{operation.name} has no setting {key!r}"
-                raise self._fault("R030", keyword, message, instead(key, operation.settings))
+                hint = instead(key, (*operation.settings, *operation.optional))
+                raise self._fault("R030", keyword, message, hint)
             term = self._visit(keyword.value)
             problem = setting_problem(operation.settings[key], term.held if term.is_constant else None)
             if problem:

@@ -6,11 +6,12 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
-from peftc.lang import Bound, Rule, Section, is_on, signature, unmet
+from peftc.graph.reading import shape
+from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
 from peftc.match.ordering import order, refuse_overwriting
@@ -108,8 +109,14 @@ class Matcher:
                     self.skips.append(Skip(bound.label, site, reason))
             for site in chosen:
                 self.apply(bound, number, section, site, chosen)
+            if required and section.required and not self.applied(bound, number):
+                raise self.nothing(bound, section)
         if required and len(self.applications) == before:
-            raise self.nothing(bound)
+            raise self.nothing(bound, bound.rule)
+
+    def applied(self, bound: Bound, number: int) -> bool:
+        """Whether a section of a rule goes anywhere."""
+        return any(each.rule == bound.label and each.section == number for each in self.applications)
 
     def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
@@ -126,7 +133,24 @@ class Matcher:
         missing = missing_ports(bound.rule, section, site)
         if missing:
             return f"it has no {', '.join(missing)}"
+        if reason := self.misfit(section, site):
+            return reason
         return unmet(bound.rule, section, bound.options, signature(section, site.role).sizes_at(site.sizes))
+
+    def misfit(self, section: Section, site: Site) -> str | None:
+        """Which port does not have as many axes at a site as the section names, or None.
+
+        An optional operand, such as a mask, may have fewer: it is broadcast.
+        """
+        located = self.analysis.find(site.id, site.role)
+        for port, axes in section.values().items():
+            if ROLES[site.role].ports[port].optional:
+                continue
+            for use in located.uses if located else ():
+                source = use.ports[port].source if port in use.ports else None
+                if isinstance(source, fx.Node) and ANY not in axes and len(shape(source)) != len(axes):
+                    return f"{port} has {len(shape(source))} axes here, not those of {show(axes)}"
+        return None
 
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
         """Add one application, or the skip that says why there is nothing to do."""
@@ -206,23 +230,24 @@ class Matcher:
                 else f"it has no {' or '.join(bound.rule.match.role)} at all",
             )
 
-    def nothing(self, bound: Bound) -> MatchError:
-        """The error for a rule that matches nothing, with the nearest candidates."""
-        skipped = [skip for skip in self.skips if skip.rule == bound.label]
-        role = " or ".join(bound.rule.match.role)
+    def nothing(self, bound: Bound, section: Section) -> MatchError:
+        """The error for a section that matches nothing, with the nearest candidates."""
+        roles = section.match.role
+        skipped = [skip for skip in self.skips if skip.rule == bound.label and skip.site.role in roles]
+        role = " or ".join(roles)
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(
                 f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}"
             )
-        if bound.path_glob is not None:
+        if bound.path_glob is not None and section is bound.rule:
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(
                 f"{bound.label} matches nothing: no {role} has a path like {bound.path_glob}",
                 hint=f"nearest: {', '.join(near)}",
             )
-        parts = bound.parts_of(bound.rule)
+        parts = bound.parts_of(section)
         close = [
             skip
             for skip in skipped

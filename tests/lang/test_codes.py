@@ -8,6 +8,8 @@ import pytest
 
 from peftc.errors import RuleError
 from peftc.lang import CODES, Library, check, default_library, read_text
+from tests.lang.test_define import CASES as FRAGMENTS
+from tests.lang.test_use import CASES as COMPOSITES
 
 LORA = (default_library().folders[0] / "lora.toml").read_text()
 PREFIX = (default_library().folders[0] / "prefix.toml").read_text()
@@ -58,8 +60,7 @@ CASES = [
     case("R011", LORA, ('"kaiming_uniform"', '"normal(sdt=0.02)"')),
     case("R011", LORA, ('"kaiming_uniform"', '"normal"')),
     case("R011", LORA, ('"d_out rank"', '"d_out"'), ('"zeros"', '"orthogonal"')),
-    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank"' for i in range(63)))),
-    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank{" " * 480}"' for i in range(45)))),
+    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank"' for i in range(500)))),
     case("R012", LORA, ("default = 8,", f"default = {'[' * 20}8{']' * 20},")),
     case("R012", LORA, ("default = 8,", f"default = 1{'0' * 50},")),
     case("R012", LORA, ("default = 16.0,", "default = nan,")),
@@ -68,7 +69,7 @@ CASES = [
     case("R012", LORA, ("Width of", "\\u001b[2JWidth of")),
     case("R012", LORA, ("scale =", f"{'s' * 60} =")),
     case("R012", LORA, ("[let]", HEAVY), ("[options]", f"[options]\n{MANY}"), ('"linear"', '["linear", "head"]')),
-    case("R012", BITFIT, ("[train]", "[[also]]\nmatch = {role = 'norm'}\n" * 17 + "[train]")),
+    case("R012", BITFIT, ("[train]", "[[also]]\nmatch = {role = 'norm'}\n" * 65 + "[train]")),
     case("R002", LORA, ("default = 8,", f"default = 1{'0' * 5000},")),
     case("R002", LORA, ("[let]", f"[let]\nx = {'[' * 5000}{']' * 5000}")),
     case("R002", LORA, ("[let]", "[parameters]")),
@@ -190,8 +191,10 @@ def test_messages(golden: Callable[[str, str], None]) -> None:
     golden("lang/rule_errors.txt", "\n\n".join(told))
 
 
-def test_every_code_is_raised_here() -> None:
-    assert {code for code, _, _ in CASES} | {"R047"} == set(CODES)
+def test_every_code_is_raised_in_a_test() -> None:
+    """Here, or beside what raises it."""
+    cases = [*(code for code, _, _ in CASES), *(c for c, _ in COMPOSITES), *(c for c, _ in FRAGMENTS)]
+    assert {*cases, "R047", "R049", "R053"} == set(CODES)
 
 
 def test_a_rule_is_named_as_its_file(tmp_path: object) -> None:

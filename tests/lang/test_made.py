@@ -57,6 +57,8 @@ def faults(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def _sizes(value: Any, rest: dict[str, Any], path: str) -> Iterator[str]:
+    if len(value) < (least := rest.pop("minProperties")) if "minProperties" in rest else False:
+        yield f"{path}: fewer than {least}"
     for word in ("maxLength", "maxItems", "maxProperties"):
         if len(value) > (most := rest.pop(word)) if word in rest else False:
             yield f"{path}: more than {most}"
