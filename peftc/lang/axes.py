@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from peftc.lang.limits import AXES
@@ -63,6 +64,7 @@ def show(axes: Axes) -> str:
     return f"[{' '.join(axes)}]"
 
 
+@lru_cache(maxsize=512)
 def read_axes(text: str) -> Axes:
     """The axes that `text` names, such as `"* d_in"`. Raises AxesError."""
     axes = _few(tuple(text.split()))
@@ -76,6 +78,7 @@ def read_axes(text: str) -> Axes:
     return axes
 
 
+@lru_cache(maxsize=512)
 def read_dimensions(text: str) -> tuple[Dimension, ...]:
     """The axes of a parameter with their sizes, as in `"kv_heads keys=length"`. Raises AxesError."""
     dimensions: list[Dimension] = []

@@ -246,13 +246,11 @@ class _SectionCheck:
             for name in expression.names:
                 known = {*self.rule.options}.union(*({*r.sizes} - r.moving for r in signatures))
                 if name not in known or any(name not in {*self.rule.options, *r.sizes} for r in signatures):
-                    node = next(
-                        n for n in ast.walk(expression.tree) if isinstance(n, ast.Name) and n.id == name
-                    )
+                    node = next(n for n in expression.nodes if isinstance(n, ast.Name) and n.id == name)
                     message = f"{name!r} is neither an option nor a size that a site has"
                     raise expression.fault("R027", node, message, instead(name, known))
                 self.used.add(name)
-            for comparison in ast.walk(expression.tree):
+            for comparison in expression.nodes:
                 if isinstance(comparison, ast.Compare):
                     self._check_choices(expression, comparison)
             stand_ins: dict[str, Constant] = {name: 2 for role in signatures for name in role.sizes}

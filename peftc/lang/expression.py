@@ -66,10 +66,15 @@ class Expression:
     condition: bool = False
 
     @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of its tree, from the outside in."""
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names it reads, not those of the operations it calls, in order."""
-        called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
-        found = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called]
+        called = {id(node.func) for node in self.nodes if isinstance(node, ast.Call)}
+        found = [n for n in self.nodes if isinstance(n, ast.Name) and id(n) not in called]
         return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: node.col_offset)))
 
     def fault(self, code: str, node: ast.AST, message: str, hint: str | None = None) -> RuleError:
@@ -86,7 +91,7 @@ def parse(text: str, place: Place, *, condition: bool = False) -> Expression:
     expression = Expression(text, _tree(text, place), place, condition)
     _refuse_deep(expression)
     allowed = _CONDITIONS if condition else _VALUES
-    for node in ast.walk(expression.tree):
+    for node in expression.nodes:
         _refuse_foreign(expression, node, allowed)
     return expression
 
@@ -115,6 +120,8 @@ def _tree(text: str, place: Place) -> ast.expr:
 
 
 def _refuse_deep(expression: Expression) -> None:
+    if len(expression.nodes) <= DEEPEST:
+        return
     level: list[ast.AST] = [expression.tree]
     for _ in range(DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]

@@ -152,7 +152,7 @@ class Calls:
 
     def _refuse_unknown(self, line: Line) -> None:
         """Raise for a call that is neither of an operation nor of a fragment."""
-        for call in ast.walk(line.expression.tree):
+        for call in line.expression.nodes:
             if isinstance(call, ast.Call) and _called(call) not in {*OPERATIONS, *self.define}:
                 message = f"there is no operation or fragment {_called(call)!r}"
                 hint = instead(_called(call), {*OPERATIONS, *self.define})

@@ -14,6 +14,8 @@ Path = tuple[Key, ...]
 
 def refuse_large(data: Mapping[str, object], source: Source) -> None:
     """Raise RuleSyntaxError for the first thing in `data` that is over a limit."""
+    if _is_small(data):
+        return
     characters = 0
     for path, value in _walk(data):
         if len(path) > NESTING:
@@ -29,6 +31,22 @@ def refuse_large(data: Mapping[str, object], source: Source) -> None:
             raise fault("R012", source.place(*path), message)
 
 
+def _is_small(data: object) -> bool:
+    """Whether nothing is over a limit: the quick answer for the rules that are right, without paths."""
+    waiting, characters = [(0, data)], 0
+    while waiting:
+        depth, value = waiting.pop()
+        if depth > NESTING or _problem(value) is not None:
+            return False
+        if isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, Mapping):
+            waiting += [(depth + 1, inner) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(depth + 1, inner) for inner in value]
+    return characters <= ALL_TEXT
+
+
 def _walk(data: object) -> Iterator[tuple[Path, object]]:
     """Every value with its path, from the outside in, not by recursion: depth is what is measured here."""
     waiting: list[tuple[Path, object]] = [((), data)]
@@ -42,6 +60,8 @@ def _walk(data: object) -> Iterator[tuple[Path, object]]:
 
 
 def _problem(value: object) -> str | None:
+    if type(value) is str and len(value) <= TEXT and value.isprintable():
+        return None
     match value:
         case str() if len(value) > TEXT:
             return f"a text has at most {TEXT} characters, this has {len(value)}"

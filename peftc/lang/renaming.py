@@ -75,14 +75,14 @@ class Line:
 
 def names_in(expression: Expression) -> Iterator[ast.Name]:
     """Every place where an expression reads a name, from left to right; names of operations are not read."""
-    called = {id(node.func) for node in ast.walk(expression.tree) if isinstance(node, ast.Call)}
-    found = [n for n in ast.walk(expression.tree) if isinstance(n, ast.Name) and id(n) not in called]
+    called = {id(node.func) for node in expression.nodes if isinstance(node, ast.Call)}
+    found = [n for n in expression.nodes if isinstance(n, ast.Name) and id(n) not in called]
     return iter(sorted(found, key=lambda node: node.col_offset))
 
 
 def axes_in(expression: Expression) -> Iterator[ast.Constant]:
     """Every text by which a setting of an operation names an axis."""
-    for node in ast.walk(expression.tree):
+    for node in expression.nodes:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
         operation = OPERATIONS.get(node.func.id)
@@ -96,7 +96,7 @@ def calls_in(expression: Expression, names: Mapping[str, object]) -> list[ast.Ca
     """Calls of some names, each after those in its own arguments, from left to right."""
     found = [
         node
-        for node in ast.walk(expression.tree)
+        for node in expression.nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
     ]
     return sorted(found, key=lambda node: node.end_col_offset or 0)

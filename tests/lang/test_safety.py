@@ -62,14 +62,16 @@ sys.addaudithook(_hear)
 
 @contextmanager
 def nothing_runs(*may_open: Path) -> Iterator[None]:
-    """Raise where something runs, opens another file than these, or takes longer than SECONDS."""
+    """Raise where something runs, opens another file than these and the library's, or takes longer than SECONDS."""
 
     def too_long(_signal: int, _frame: object) -> NoReturn:
         raise AssertionError(f"took longer than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    watching.append({str(path) for path in may_open})
+    (library,) = LIBRARY.folders
+    own = [library, *(library / f"{name}.toml" for name in SHIPPED)]
+    watching.append({str(path) for path in (*own, *may_open)})
     try:
         yield
     finally:
@@ -92,12 +94,12 @@ def harmless(read: Callable[[], object], *may_open: Path) -> None:
 
 
 def read_and_write(text: str) -> None:
-    rule = check(read_text(text, "rule.toml"))
+    rule = check(read_text(text, "rule.toml"), LIBRARY.rule)
     assert check(read_text(write(rule.content), "written.toml")) == rule
 
 
 def read_stored(data: dict[str, Any]) -> None:
-    rule = check(read_mapping(data, Source("rule.toml")))
+    rule = check(read_mapping(data, Source("rule.toml")), LIBRARY.rule)
     options = {name: option.default for name, option in rule.options.items()}
     Bound.from_flat({"rule": data, "options": options, "label": rule.name})
 
@@ -110,13 +112,11 @@ def read_bytes(raw: bytes) -> None:
 
 
 def read_any_spec(text: str) -> None:
-    (library,) = LIBRARY.folders
-    files = [library, *(library / f"{name}.toml" for name in SHIPPED)]
     named = [
         Path(piece) for piece in (text.partition(":")[0], text.partition("@")[0], text.partition("(")[0])
     ]
     harmless(lambda: read_spec(text))
-    harmless(lambda: bind(text), *files, *named)
+    harmless(lambda: bind(text), *named)
 
 
 KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], object]]] = {
