@@ -97,12 +97,20 @@ class Match(Data):
 
 
 class Parameter(Data):
-    """A tensor that the rule makes at each site."""
+    """A tensor that the rule makes at each site.
+
+    `share` makes one tensor for all sites of a layer, or of the model, that the section goes to. A `seed` (a
+    number, or an option that is one) draws it alike on every machine, whatever was drawn before; unshared
+    ones differ from site to site. A frozen one is saved with the adapter all the same, so that no adapter
+    depends on a generator of random numbers.
+    """
 
     axes: str
     init: str
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
     trainable: bool = True
+    share: Literal["site", "layer", "model"] = "site"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | Name | None = None
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -320,7 +328,7 @@ def _fault(error: ErrorDetails, source: Source) -> Exception:
     return fault("R005", place, said.replace("input should", f"{last} should"), text=f"{last} = {shown[:80]}")
 
 
-KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "[key]"})
+KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "constrained-int", "constrained-str", "[key]"})
 """What pydantic puts into an error's location besides keys of the file."""
 
 
