@@ -98,9 +98,9 @@ class _SectionCheck:
         self._check_where(signatures)
         self._check_ports()
         self._check_train()
-        expressions(self.rule, self.section)
+        read = {name for e in expressions(self.rule, self.section).values() for name in e.names}
         for role in signatures:
-            for options in self._variants():
+            for options in self._variants(read):
                 self._evaluate(role, options)
         self._check_used()
         return self.used
@@ -285,12 +285,12 @@ class _SectionCheck:
                 raise fault("R043", self._place("train", port, "insert"), message)
             self.used.add(train.insert)
 
-    def _variants(self) -> Iterator[dict[str, Constant]]:
-        """The defaults, then each choice of each option in turn: all must be right."""
+    def _variants(self, read: set[str]) -> Iterator[dict[str, Constant]]:
+        """The defaults, then each choice of each option that is read, in turn: all must be right."""
         usual = defaults(self.rule)
         yield usual
         for name, option in self.rule.options.items():
-            for choice in option.choices:
+            for choice in option.choices if name in read else ():
                 if choice != option.default:
                     yield {**usual, name: choice}
 

@@ -7,7 +7,7 @@ import keyword
 import re
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from peftc.errors import RuleError
 from peftc.lang.codes import fault
@@ -66,7 +66,7 @@ class Expression:
     place: Place
     condition: bool = False
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names it reads, not those of the operations it calls, in order."""
         called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
