@@ -72,11 +72,12 @@ class Application:
 
 @dataclass(frozen=True)
 class Skip:
-    """A site that a rule leaves out, and why."""
+    """A site that a section of a rule leaves out, and why."""
 
     rule: str
     site: Site
     reason: str
+    section: int = 0
 
 
 @dataclass(frozen=True)

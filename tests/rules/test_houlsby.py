@@ -86,3 +86,11 @@ def test_it_starts_close_to_the_model_and_is_saved(tmp_path: Path) -> None:
         assert (compiled(tokens()).logits - model(tokens()).logits).abs().max() < 1e-3
     randomise(compiled)
     check_saved(compiled, model, tmp_path / "adapter")
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    plan = peftc.plan(bert(), ["houlsby"], defaults=False)
+    assert plan.bound("houlsby").options["size"] == 64
+    assert {p.settings["std"] for p in plan.new_parameters if p.name.endswith("_w")} == {0.001}
+    small = peftc.plan(bert(), ["houlsby:1(norms=freeze)"], defaults=False)
+    assert small.trainable_count == 4 * (3 * 24 + 1)

@@ -23,3 +23,4 @@ def test_the_equation(make: Callable[[], Any], kind: str) -> None:
 def test_its_options_are_its_own() -> None:
     options = peftc.plan(bert(), ["parallel"], defaults=False).bound("parallel").options
     assert options == {"size": 512, "scale": 4.0, "act": "relu"}
+    assert peftc.plan(bert(), ["parallel:1"], defaults=False).trainable_count == 2 * (3 * 24 + 1)
