@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import hashlib
 from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
@@ -12,11 +11,12 @@ from torch import fx, nn
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graph.reading import shape
-from peftc.lang import ANY, Bound, Parameter, Rule, Section, is_on, show, signature, unmet
+from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.sharing import refuse_misfits, seed, shared
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -83,19 +83,6 @@ def refuse_runaway(plan: Plan, budget: int) -> None:
             detail=(f"the largest is {largest.path} {list(largest.shape)}",),
             hint="make the rule's options smaller, or give a larger budget",
         )
-
-
-def refuse_misfits(plan: Plan) -> None:
-    """Raise if places that share a parameter need it in different shapes."""
-    first: dict[str, NewParameter] = {}
-    for parameter in plan.new_parameters:
-        other = first.setdefault(parameter.shared or parameter.path, parameter)
-        if other.shape != parameter.shape:
-            raise MatchError(
-                f"{parameter.name} is shared, but its places need it in different shapes",
-                detail=tuple(f"{list(each.shape)} at {each.path}" for each in (other, parameter)),
-                hint="choose parts of one size",
-            )
 
 
 class Matcher:
@@ -222,23 +209,9 @@ class Matcher:
                 parameter.initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
-                self.shared(bound, number, site, name, parameter.share),
-                self.seed(bound, number, site, name, parameter),
+                shared(bound, number, site, name, parameter),
+                seed(bound, number, site, name, parameter),
             )
-
-    def shared(self, bound: Bound, number: int, site: Site, name: str, share: str) -> str:
-        """What tells a shared tensor apart from others; nothing for one that is a site's own."""
-        where = {"site": None, "layer": f"layer {site.layer}", "model": "model"}[share]
-        return f"{bound.label}.{number}.{name} of the {where}" if where else ""
-
-    def seed(self, bound: Bound, number: int, site: Site, name: str, parameter: Parameter) -> int | None:
-        """What a tensor is drawn with: the rule's seed, and what tells the tensor apart. Not the label."""
-        if parameter.seed is None:
-            return None
-        given = bound.options[parameter.seed] if isinstance(parameter.seed, str) else parameter.seed
-        where = {"site": site.id, "layer": site.layer, "model": ""}[parameter.share]
-        told = f"{given} {bound.rule.name} {number} {name} {where}"
-        return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
         """Where a rule's parameters live: beside the site's owner, never inside a container that runs its children."""
