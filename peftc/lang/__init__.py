@@ -19,12 +19,15 @@ from peftc.lang.check import check
 from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, unmet
 from peftc.lang.document import (
+    Define,
     Match,
+    MatchChange,
     Option,
     Parameter,
     Rule,
     Section,
     Train,
+    Use,
 )
 from peftc.lang.expression import Expression, parse
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
@@ -58,6 +61,7 @@ __all__ = [
     "Check",
     "Condition",
     "Constant",
+    "Define",
     "Dimension",
     "Expression",
     "Initial",
@@ -65,6 +69,7 @@ __all__ = [
     "Layers",
     "Library",
     "Match",
+    "MatchChange",
     "Operation",
     "Option",
     "Parameter",
@@ -83,6 +88,7 @@ __all__ = [
     "Term",
     "Train",
     "Unknown",
+    "Use",
     "Walk",
     "accepts",
     "bind",

@@ -204,6 +204,8 @@ class _SectionCheck:
             for dimension in dimensions:
                 if isinstance(dimension.size, str):
                     self._check_size(place, parameter, dimension.axis, dimension.size, signatures)
+            if isinstance(parameter.seed, str):
+                self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))
             for key, value in initial.settings:
                 if isinstance(value, str):
@@ -232,6 +234,13 @@ class _SectionCheck:
 
     def _whole_options(self) -> list[str]:
         return [name for name, option in self.rule.options.items() if type(option.default) is int]
+
+    def _check_seed(self, place: Place, seed: str) -> None:
+        option = self.rule.options.get(seed)
+        if option is None or type(option.default) is not int or option.min is None or option.min < 0:
+            message = f"seed = {seed!r}: there is no such option that is a whole number with min = 0 or more"
+            raise fault("R028", place, message, hint=instead(seed, self._whole_options()))
+        self.used.add(seed)
 
     def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
         option = self.rule.options.get(name)

@@ -105,7 +105,11 @@ class Match(Data):
 
 
 class Parameter(Data):
-    """A tensor that the rule makes at each site."""
+    """A tensor that the rule makes at each site; or one for a layer or the model, of those the section goes to.
+
+    With a seed, unshared ones still differ from site to site. A frozen one is saved with the adapter all the
+    same, so that no adapter depends on a generator of random numbers.
+    """
 
     axes: str = Field(
         description="Its axes by name. The size of each is that of the option or the axis of this name, or "
@@ -119,6 +123,13 @@ class Parameter(Data):
     )
     trainable: bool = Field(
         default=True, description="Whether it is trained; one that is not stays as it started."
+    )
+    share: Literal["site", "layer", "model"] = Field(
+        default="site", description="Whether each site has one, all sites of a layer, or all of the model."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | Name | None = Field(
+        default=None,
+        description="Draws it alike on every machine, whatever was drawn before: a number, or an option that is one.",
     )
 
     @property

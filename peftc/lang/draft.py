@@ -69,6 +69,7 @@ class Draft:
         for parameter, place in self.parameters.values():
             read |= {str(dimension.size) for dimension in parameter.dimensions}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
+            read.add(str(parameter.seed))
         return read | {train.insert for train, _ in self.train.values() if train.insert}
 
     def content(self) -> dict[str, Any]:

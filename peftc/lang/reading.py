@@ -120,7 +120,7 @@ def _keys(error: ErrorDetails) -> tuple[Key, ...]:
     return tuple(key for key in error["loc"] if key not in KINDS_OF_UNION)
 
 
-KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "[key]"})
+KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "constrained-int", "constrained-str", "[key]"})
 """What pydantic puts into an error's location besides keys of the file."""
 
 

@@ -121,5 +121,6 @@ def renamed_parameter(
     init = line.renamed(options)
     text = " ".join(words)
     place = init.place.edited(Edit(parameter.axes, text))
-    changed = parameter.model_copy(update={"axes": text, "init": init.text})
+    seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed
+    changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed})
     return changed, place

@@ -16,6 +16,7 @@ from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.sharing import refuse_misfits, seed, shared
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -67,13 +68,14 @@ def make_plan(
         tuple(notes),
     )
     refuse_overwriting(plan)
+    refuse_misfits(plan)
     refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
     return plan
 
 
 def refuse_runaway(plan: Plan, budget: int) -> None:
     """Raise if the plan adds more parameters than allowed; nothing has been made yet."""
-    count = sum(parameter.count for parameter in plan.new_parameters)
+    count = sum(parameter.count for parameter in plan.new_tensors)
     if count > budget:
         largest = max(plan.new_parameters, key=lambda parameter: parameter.count)
         raise BudgetError(
@@ -106,13 +108,13 @@ class Matcher:
                 if reason is None:
                     chosen.append(site)
                 else:
-                    self.skips.append(Skip(bound.label, site, reason))
+                    self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
                 self.apply(bound, number, section, site, chosen)
             if required and section.required and not self.applied(bound, number):
-                raise self.nothing(bound, section)
+                raise self.nothing(bound, number)
         if required and len(self.applications) == before:
-            raise self.nothing(bound, bound.rule)
+            raise self.nothing(bound, 0)
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""
@@ -168,7 +170,12 @@ class Matcher:
                 inserted[port] = port
         if section.train and site.rows is not None and trains:
             self.skips.append(
-                Skip(bound.label, site, "its weight is shared with other parts and cannot be trained alone")
+                Skip(
+                    bound.label,
+                    site,
+                    "its weight is shared with other parts and cannot be trained alone",
+                    number,
+                )
             )
             return
         taken = {path for each in self.applications for path in each.trains.values()}
@@ -176,10 +183,10 @@ class Matcher:
             other = next(
                 each.rule for each in self.applications if set(each.trains.values()) & set(trains.values())
             )
-            self.skips.append(Skip(bound.label, site, f"{other} trains it already"))
+            self.skips.append(Skip(bound.label, site, f"{other} trains it already", number))
             return
         if not (trains or parameters or section.rewrite):
-            self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}"))
+            self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}", number))
             return
         self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
 
@@ -202,6 +209,8 @@ class Matcher:
                 parameter.initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
+                shared(bound, number, site, name, parameter),
+                seed(bound, number, site, name, parameter),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
@@ -230,21 +239,20 @@ class Matcher:
                 else f"it has no {' or '.join(bound.rule.match.role)} at all",
             )
 
-    def nothing(self, bound: Bound, section: Section) -> MatchError:
+    def nothing(self, bound: Bound, number: int) -> MatchError:
         """The error for a section that matches nothing, with the nearest candidates."""
-        roles = section.match.role
-        skipped = [skip for skip in self.skips if skip.rule == bound.label and skip.site.role in roles]
-        role = " or ".join(roles)
+        section = bound.rule.sections[number]
+        skipped = [s for s in self.skips if (s.rule, s.section) == (bound.label, number)]
+        role = " or ".join(section.match.role)
+        what = f"section {number + 1} of {bound.label}" if number else bound.label
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
-            return NoMatchError(
-                f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}"
-            )
+            return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
         if bound.path_glob is not None and section is bound.rule:
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(
-                f"{bound.label} matches nothing: no {role} has a path like {bound.path_glob}",
+                f"{what} matches nothing: no {role} has a path like {bound.path_glob}",
                 hint=f"nearest: {', '.join(near)}",
             )
         parts = bound.parts_of(section)
@@ -260,7 +268,7 @@ class Matcher:
             f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()
         ]
         return NoMatchError(
-            f"{bound.label} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
+            f"{what} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )

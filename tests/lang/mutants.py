@@ -124,7 +124,8 @@ def surface(rule: Rule) -> str:
             f"    train {port} {train.insert or ''}".rstrip() for port, train in sorted(section.train.items())
         ]
         lines += [
-            f"    {name} [{made.axes}] {made.init} {made.dtype} {'trained' if made.trainable else 'frozen'}"
+            f"    {name} [{made.axes}] {made.init} {made.dtype} "
+            f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
             for name, made in sorted(section.parameters.items())
         ]
     return "\n".join(lines)

@@ -120,6 +120,8 @@ CASES = [
     case("R027", PREFIX, ("positions == 'shift'", "positions == 3")),
     case("R028", LORA, ("p=drop", "p=drp")),
     case("R028", LORA, ('"kaiming_uniform"', '"normal(std=sigma)"')),
+    case("R005", LORA, ('axes = "rank d_in",', 'axes = "rank d_in", share = "world",')),
+    case("R028", LORA, ('axes = "rank d_in",', 'axes = "rank d_in", seed = "alpha",')),
     case("R029", LORA, ("dropout(", "dropuot(")),
     case("R030", LORA, ("p=drop", "q=drop")),
     case("R030", LORA, ("x, p=drop", "x, x, p=drop")),

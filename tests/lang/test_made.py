@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def faults(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
     if items := rest.pop("items", None):
         for index, each in enumerate(value):
             yield from faults(each, items, f"{path}[{index}]")
+    if kind in ("integer", "number") and not rest.pop("minimum", value) <= value < rest.pop(
+        "exclusiveMaximum", math.inf
+    ):
+        yield f"{path}: out of its range"
     yield from _sizes(value, rest, path)
     yield from _members(value, rest, path)
     assert not rest, f"the test does not know {rest}"

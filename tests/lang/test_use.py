@@ -157,6 +157,19 @@ def test_composites_of_composites(library: Library, tmp_path: Path) -> None:
     assert rule.made_of == 2
 
 
+def test_an_error_shows_what_was_written_and_every_use_of_it(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "both.toml").write_text(HEAD + LORA + 'let.scale = "2 * scale"\nmerge = false\n')
+    text = 'format = 1\nname = "outer"\nsummary = "Outer."\n[[use]]\nrule = "both"\nparameters.lora_A'
+    with pytest.raises(RuleError) as caught:
+        check(read_text(text + ' = { axes = "rank=3 d_in", init = "zeros" }', "outer.toml"), library.rule)
+    assert str(caught.value).splitlines() == [
+        "R031 lora.toml, [let] delta, line 24, used by both.toml, use[0], line 5, used by outer.toml, use[0], line 4",
+        "  @: the axis 'rank' is 3 long on one side, both_lora_rank on the other",
+        "    scale * (dropout(x, p=drop) @ A @ B)",
+        "             ^^^^^^^^^^^^^^^^^^^^^^^^^^",
+    ]
+
+
 def test_it_is_stored_flat() -> None:
     bound = bind("mam(prefix_length=16)")
     stored = flatten(bound)

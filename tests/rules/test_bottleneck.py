@@ -58,3 +58,9 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_layers_can_be_chosen() -> None:
     plan = peftc.plan(bert(), ["bottleneck:8@1"], defaults=False)
     assert [each.site.layer for each in plan.applications] == [1]
+
+
+def test_the_numbers() -> None:
+    options = peftc.plan(bert(), ["bottleneck"], defaults=False).bound("bottleneck").options
+    assert options == {"size": 64, "scale": 1.0, "act": "relu"}
+    assert peftc.plan(bert(), ["bottleneck:1"], defaults=False).trainable_count == 2 * (3 * 24 + 1)

@@ -62,3 +62,10 @@ def test_where_a_token_axis_is_missing_the_plan_says_so() -> None:
     plan = peftc.plan(bert(), [{"rule": "unipelt", "part": "all-linear", "lora_rank": 4}], defaults=False)
     reasons = {skip.site.path: skip.reason for skip in plan.skips if skip.site.role == "linear"}
     assert reasons["bert.pooler.dense"] == "x has 2 axes here, not those of [batch seq d_in]"
+
+
+def test_the_papers_numbers_are_the_defaults() -> None:
+    plan = peftc.plan(bert(), ["unipelt"], defaults=False)
+    options = plan.bound("unipelt").options
+    assert (options["lora_rank"], options["prefix_length"], options["bottleneck_size"]) == (8, 10, 48)
+    assert {p.settings["std"] for p in plan.new_parameters if p.name == "gate_w"} == {0.02}
