@@ -11,7 +11,7 @@ FILES  := $(INSTALL) --no-deps
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo demo-full test test-all check format clean
+.PHONY: help demo demo-full test test-all check docs format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -28,10 +28,14 @@ test: $(VENV)/.dev  ## the tests that need neither long nor an accelerator
 test-all: $(VENV)/.dev  ## every test this machine can run
 	$(BIN)/python -m pytest -q
 
-check: $(VENV)/.dev  ## format, lint and types
+check: $(VENV)/.dev  ## format, lint, types, and that the made documentation is current
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m docs.make --check
+
+docs: $(VENV)/.dev  ## write the documentation that is made from the code
+	$(BIN)/python -m docs.make
 
 format: $(VENV)/.dev  ## put the format right
 	$(BIN)/ruff format .

@@ -46,10 +46,10 @@ class PeftcError(Exception):
         self, message: str, *, where: str | None = None, detail: Sequence[str] = (), hint: str | None = None
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.where = where
-        self.detail = tuple(detail)
-        self.hint = hint
+        self.message = _shown(message)
+        self.where = None if where is None else _shown(where)
+        self.detail = tuple(_shown(line) for line in detail)
+        self.hint = None if hint is None else _shown(hint)
 
     def __str__(self) -> str:
         """The four-line form; parts that were not given are left out."""
@@ -164,6 +164,13 @@ class DataError(PeftcError):
 
 class ModelError(PeftcError):
     """A model's path is missing, or what is there cannot be loaded."""
+
+
+def _shown(text: str) -> str:
+    """`text` as a terminal may show it: a message can quote a stranger's file, escape sequences and all."""
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text
+    )
 
 
 def carets(text: str, start: int, stop: int) -> tuple[str, str]:

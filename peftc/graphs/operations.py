@@ -69,3 +69,27 @@ def layer_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
     """x with mean 0 and variance 1 along one axis."""
     centred = x - x.mean(axis, keepdim=True)
     return centred * torch.rsqrt(centred.pow(2).mean(axis, keepdim=True) + eps)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), any shape."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def sum_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
+    """The sum of x along one axis, of those alone for which `counts` (lined up with x) is 1."""
+    return (x * counts.to(x.dtype)).sum(axis)
+
+
+def mean_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
+    """The mean of x along one axis, over those alone for which `counts` is 1; 0 where there are none."""
+    number = counts.to(x.dtype).sum(axis)
+    return sum_over(x, counts, axis) / number.clamp(min=1)
+
+
+def cayley(x: Tensor) -> Tensor:
+    """The orthogonal (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, x [... n n]; 1 where x is 0."""
+    skew = (x - x.transpose(-1, -2)) / 2
+    one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    rotation: Tensor = torch.linalg.solve(one - skew, one + skew)
+    return rotation

@@ -150,7 +150,7 @@ def explain(compiled_or_plan: nn.Module | Plan) -> Explanation:
 
 
 def explained(plan: Plan, bound: Bound, counted: set[str]) -> RuleExplanation:
-    """One rule. `counted` holds the model's parameters that train and were counted already."""
+    """One rule. `counted` holds the parameters that train and were counted already."""
     groups: dict[tuple[object, ...], list[Application]] = {}
     for application in plan.of(bound.label):
         groups.setdefault(alike(application), []).append(application)
@@ -178,7 +178,9 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
     site = first.site
     count = 0
     for member in members:
-        count += sum(parameter.count for parameter in member.parameters if parameter.trainable)
+        new = {each.shared or each.path: each.count for each in member.parameters if each.trainable}
+        count += sum(size for name, size in new.items() if name not in counted)
+        counted.update(new)
         fresh = {path for path in member.trains.values() if path not in counted}
         count += sum(plan.sizes[path] for path in fresh)
         counted |= fresh

@@ -15,38 +15,43 @@ from peftc.lang.axes import (
     show,
 )
 from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten
-from peftc.lang.check import Check, check
+from peftc.lang.check import check
 from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, unmet
 from peftc.lang.document import (
+    Define,
     Match,
+    MatchChange,
     Option,
     Parameter,
     Rule,
     Section,
     Train,
-    read_file,
-    read_mapping,
-    read_text,
+    Use,
 )
 from peftc.lang.expression import Expression, parse
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
+from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
+from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature
 from peftc.lang.source import Place, Source
-from peftc.lang.spec import Layers, Spec, read_layers, read_spec
+from peftc.lang.spec import GRAMMAR, PIECES, Layers, Spec, read_layers, read_spec
 from peftc.lang.walk import Backend, Walk
+from peftc.lang.writing import write
 
 __all__ = [
     "ANY",
     "CALL_AXES",
     "CODES",
+    "GRAMMAR",
     "GROUPS",
     "LAWS",
     "OPERATIONS",
+    "PIECES",
     "ROLES",
     "SCOPES",
     "Axes",
@@ -56,6 +61,7 @@ __all__ = [
     "Check",
     "Condition",
     "Constant",
+    "Define",
     "Dimension",
     "Expression",
     "Initial",
@@ -63,6 +69,7 @@ __all__ = [
     "Layers",
     "Library",
     "Match",
+    "MatchChange",
     "Operation",
     "Option",
     "Parameter",
@@ -81,6 +88,7 @@ __all__ = [
     "Term",
     "Train",
     "Unknown",
+    "Use",
     "Walk",
     "accepts",
     "bind",
@@ -107,4 +115,5 @@ __all__ = [
     "show",
     "signature",
     "unmet",
+    "write",
 ]

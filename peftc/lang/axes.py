@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
+
+from peftc.lang.limits import AXES
 
 Axes: TypeAlias = tuple[str, ...]
 Constant: TypeAlias = bool | int | float | str
@@ -61,9 +64,10 @@ def show(axes: Axes) -> str:
     return f"[{' '.join(axes)}]"
 
 
+@lru_cache(maxsize=512)
 def read_axes(text: str) -> Axes:
     """The axes that `text` names, such as `"* d_in"`. Raises AxesError."""
-    axes = tuple(text.split())
+    axes = _few(tuple(text.split()))
     for position, axis in enumerate(axes):
         if axis == ANY and position > 0:
             raise AxesError(f"{ANY} stands for leading axes, so it must come first")
@@ -74,6 +78,7 @@ def read_axes(text: str) -> Axes:
     return axes
 
 
+@lru_cache(maxsize=512)
 def read_dimensions(text: str) -> tuple[Dimension, ...]:
     """The axes of a parameter with their sizes, as in `"kv_heads keys=length"`. Raises AxesError."""
     dimensions: list[Dimension] = []
@@ -88,6 +93,12 @@ def read_dimensions(text: str) -> tuple[Dimension, ...]:
     if ANY in names:
         raise AxesError(f"a parameter's axes all have names; {ANY} has no size")
     return tuple(dimensions)
+
+
+def _few(axes: Axes) -> Axes:
+    if len(axes) > AXES:
+        raise AxesError(f"a value has at most {AXES} axes, this would have {len(axes)}")
+    return axes
 
 
 def meet(left: Axes, right: Axes) -> Axes:
@@ -111,7 +122,7 @@ def meet(left: Axes, right: Axes) -> Axes:
         return right
     if len(left) < len(right) and set(left) <= set(right):
         return right
-    return left + tuple(axis for axis in right if axis not in left)
+    return _few(left + tuple(axis for axis in right if axis not in left))
 
 
 def contract(left: Axes, right: Axes) -> Axes:
@@ -124,7 +135,7 @@ def contract(left: Axes, right: Axes) -> Axes:
     summed = left[-1]
     if summed not in right:
         raise AxesError(f"{show(left)} @ {show(right)}: the right side has no axis {summed!r} to sum over")
-    kept = left[:-1] + tuple(axis for axis in right if axis != summed and axis not in left)
+    kept = _few(left[:-1] + tuple(axis for axis in right if axis != summed and axis not in left))
     if ANY in kept:
         return (ANY, *(axis for axis in kept if axis != ANY))
     return kept

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias, cast
 from peftc.errors import OptionValueError, SpecError, UnknownOptionError, UnknownRuleError, carets, instead
 from peftc.lang.axes import Constant
 from peftc.lang.check import check
-from peftc.lang.document import Option, Rule, Section, read_mapping
+from peftc.lang.document import Option, Rule, Section
 from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.reading import read_mapping
 from peftc.lang.roles import SCOPES, accepts, known_words
 from peftc.lang.source import Source
 from peftc.lang.spec import Layers, Setting, Span, Spec, read_layers, read_spec
@@ -93,9 +94,9 @@ def bind(rule: RuleLike, library: Library | None = None) -> Bound:
     """A rule as the user asks for it. Raises SpecError and RuleError."""
     library = library or default_library()
     if isinstance(rule, Rule):
-        return _Request(rule.name).bound(check(rule), {}, {})
+        return _Request(rule.name).bound(check(rule, library.rule), {}, {})
     if isinstance(rule, Path):
-        return _Request(str(rule)).bound(load_rule(rule), {}, {})
+        return _Request(str(rule)).bound(load_rule(rule, library), {}, {})
     if isinstance(rule, str):
         return _bind_spec(read_spec(rule), library)
     if isinstance(rule, Mapping):
@@ -122,7 +123,7 @@ def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = Non
 def _bind_spec(spec: Spec, library: Library) -> Bound:
     request = _Request(spec.text)
     try:
-        rule = load_rule(spec.name.text) if spec.is_path else library.rule(spec.name.text)
+        rule = load_rule(spec.name.text, library) if spec.is_path else library.rule(spec.name.text)
     except UnknownRuleError as error:
         raise UnknownRuleError(
             error.message,
@@ -162,7 +163,7 @@ def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
         base = bind(named, library)
     elif isinstance(named, (str, Path)):
         is_file = isinstance(named, Path) or named.endswith(".toml")
-        rule = load_rule(named) if is_file else library.rule(str(named))
+        rule = load_rule(named, library) if is_file else library.rule(str(named))
         base = _Request(str(named)).bound(rule, {}, {})
     else:
         raise SpecError(f"the key 'rule' is a name, a path or a Rule, not {named!r}")

@@ -8,80 +8,40 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from typing import cast
 
-from peftc.errors import instead
-from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, read_axes, read_dimensions
+from peftc.errors import UnknownRuleError, instead
+from peftc.lang.axes import AxesError, Constant, Term, read_axes, read_dimensions
 from peftc.lang.codes import fault
+from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import known_initial
-from peftc.lang.operations import Operation
-from peftc.lang.roles import ROLES, known_words
-from peftc.lang.scope import Scope, expressions
+from peftc.lang.lengths import defaults, lengths_of, proving_scope
+from peftc.lang.limits import PROOF, SECTIONS
+from peftc.lang.roles import ROLES, SCOPES, known_words
+from peftc.lang.scope import expressions
 from peftc.lang.signature import Signature, fit, signature
 from peftc.lang.source import Key, Place
-from peftc.lang.walk import Sign
 
-Lengths = dict[str, str]
-"""What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
-
+IDLE = "read it where it acts, or take it out"
 INSERTS = frozenset({"never", "auto", "always"})
 
 
-class Check:
-    """Backend that holds lengths: two axes of one name meet only if they are of one length."""
-
-    def negate(self, term: Term) -> object:
-        """The lengths as they are."""
-        return term.held
-
-    def pointwise(self, op: Sign, left: Term, right: Term, axes: Axes) -> object:
-        """The lengths of both."""
-        return self._joined(left, right, axes, skip="", said=op)
-
-    def contract(self, left: Term, right: Term, axes: Axes) -> object:
-        """The lengths of the axes that are kept."""
-        return self._joined(left, right, axes, skip="", said="@")
-
-    def call(
-        self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
-    ) -> object:
-        """The lengths of the operands; an operation that makes an axis longer adds them up."""
-        longer = str(settings[operation.longer]) if operation.longer else ""
-        values = [term for term in terms if not term.is_constant]
-        lengths: Lengths = {}
-        for value in values:
-            lengths = self._joined(Term((), lengths), value, axes, skip=longer, said=operation.name)
-        if longer:
-            # What is in front is told first: a number is a count of new keys, which always go in front.
-            in_front = sorted(terms, key=lambda term: not term.is_constant)
-            lengths[longer] = "+".join(_length(term, longer) for term in in_front)
-        return lengths
-
-    def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
-        one, other = _lengths(left), _lengths(right)
-        for axis in one.keys() & other.keys() - {skip}:
-            if one[axis] != other[axis]:
-                raise AxesError(
-                    f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
-                )
-        return {axis: length for axis, length in {**one, **other}.items() if axis in axes}
+def no_library(name: str, _trail: tuple[str, ...]) -> Rule:
+    """Finds no rule: what is stored or sent alone stands for itself."""
+    raise UnknownRuleError(f"there is no library here in which {name!r} could be looked up")
 
 
-def _lengths(term: Term) -> Lengths:
-    return cast("Lengths", term.held) if isinstance(term.held, dict) else {}
+def check(rule: Rule, find: Finder = no_library, trail: tuple[str, ...] = ()) -> Rule:
+    """`rule` proved: itself, or what it is flattened to if it has `use` or `define`. Raises RuleError.
 
-
-def _length(term: Term, axis: str) -> str:
-    if isinstance(term.held, Unknown):
-        return term.held.name
-    return _lengths(term).get(axis, axis) if not term.is_constant else str(term.held)
-
-
-def check(rule: Rule) -> Rule:
-    """`rule` itself, proved. Raises RuleError."""
+    Args:
+        find: the library in which used rules are looked up.
+        trail: names of the composites that it is being put together for, and its own.
+    """
+    _check_options(rule)
+    rule = flattened(rule, find, trail)
     _check_head(rule)
     _check_options(rule)
     used: set[str] = set()
@@ -89,7 +49,9 @@ def check(rule: Rule) -> Rule:
         used |= _SectionCheck(rule, section).run()
     for name in rule.options:
         if name not in used:
-            raise fault("R036", rule.source.place("options", name), f"the option {name!r} is never used")
+            raise fault(
+                "R036", rule.source.place("options", name), f"the option {name!r} is never used", hint=IDLE
+            )
     return rule
 
 
@@ -101,9 +63,21 @@ def _check_head(rule: Rule) -> None:
         )
     for key, names in (("before", rule.before), ("after", rule.after), ("conflicts", rule.conflicts)):
         if rule.name in names:
-            raise fault("R046", rule.source.place(key), f"{rule.name} cannot be ordered against itself")
+            raise fault(
+                "R046",
+                rule.source.place(key),
+                f"{rule.name} cannot be ordered against itself",
+                hint="take its own name out",
+            )
+    if len(rule.also) > SECTIONS:
+        raise fault("R012", rule.source.place("also"), f"a rule has at most {SECTIONS} more sections")
     if both := set(rule.before) & set(rule.after):
-        raise fault("R046", rule.source.place("before"), f"{min(both)} is under before and after")
+        raise fault(
+            "R046",
+            rule.source.place("before"),
+            f"{min(both)} is under before and after",
+            hint="leave it under one of them",
+        )
 
 
 def _check_options(rule: Rule) -> None:
@@ -140,9 +114,16 @@ class _SectionCheck:
         self._check_where(signatures)
         self._check_ports()
         self._check_train()
-        expressions(self.rule, self.section)
+        read = expressions(self.rule, self.section).values()
+        variants = list(self._variants({name for expression in read for name in expression.names}))
+        walked = len(signatures) * len(variants) * sum(len(expression.text) for expression in read)
+        if walked > PROOF:
+            message = (
+                f"proving this would walk {walked} characters, over each role and choice; {PROOF} are allowed"
+            )
+            raise fault("R012", self._place("match"), message)
         for role in signatures:
-            for options in self._variants():
+            for options in variants:
                 self._evaluate(role, options)
         self._check_used()
         return self.used
@@ -154,12 +135,18 @@ class _SectionCheck:
         match = self.section.match
         if not match.role:
             raise fault("R023", self._place("match", "role"), "a match needs a role", hint=instead("", ROLES))
-        for role in match.role:
+        for position, role in enumerate(match.role):
+            if role in match.role[:position]:
+                raise fault("R023", self._place("match", "role"), f"the role {role!r} is named twice")
             if role not in ROLES:
                 message = f"there is no role {role!r}"
                 raise fault("R023", self._place("match", "role"), message, hint=instead(role, ROLES))
         words = known_words(match.role)
         for part in match.part:
+            scope, dot, _ = part.rpartition(".")
+            if dot and scope not in SCOPES:
+                message = f"there is no scope {scope!r}"
+                raise fault("R024", self._place("match", "part"), message, hint=instead(scope, SCOPES))
             if part.rpartition(".")[2] not in words:
                 has = "has" if len(match.role) == 1 else "have"
                 message = f"{' and '.join(match.role)} {has} no part {part!r}"
@@ -217,6 +204,8 @@ class _SectionCheck:
             for dimension in dimensions:
                 if isinstance(dimension.size, str):
                     self._check_size(place, parameter, dimension.axis, dimension.size, signatures)
+            if isinstance(parameter.seed, str):
+                self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))
             for key, value in initial.settings:
                 if isinstance(value, str):
@@ -246,6 +235,13 @@ class _SectionCheck:
     def _whole_options(self) -> list[str]:
         return [name for name, option in self.rule.options.items() if type(option.default) is int]
 
+    def _check_seed(self, place: Place, seed: str) -> None:
+        option = self.rule.options.get(seed)
+        if option is None or type(option.default) is not int or option.min is None or option.min < 0:
+            message = f"seed = {seed!r}: there is no such option that is a whole number with min = 0 or more"
+            raise fault("R028", place, message, hint=instead(seed, self._whole_options()))
+        self.used.add(seed)
+
     def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
         option = self.rule.options.get(name)
         if option is None or type(option.default) not in (int, float):
@@ -259,17 +255,15 @@ class _SectionCheck:
             for name in expression.names:
                 known = {*self.rule.options}.union(*({*r.sizes} - r.moving for r in signatures))
                 if name not in known or any(name not in {*self.rule.options, *r.sizes} for r in signatures):
-                    node = next(
-                        n for n in ast.walk(expression.tree) if isinstance(n, ast.Name) and n.id == name
-                    )
+                    node = next(n for n in expression.nodes if isinstance(n, ast.Name) and n.id == name)
                     message = f"{name!r} is neither an option nor a size that a site has"
                     raise expression.fault("R027", node, message, instead(name, known))
                 self.used.add(name)
-            for comparison in ast.walk(expression.tree):
+            for comparison in expression.nodes:
                 if isinstance(comparison, ast.Compare):
                     self._check_choices(expression, comparison)
             stand_ins: dict[str, Constant] = {name: 2 for role in signatures for name in role.sizes}
-            condition.unmet({**stand_ins, **self._defaults()})
+            condition.unmet({**stand_ins, **defaults(self.rule)})
 
     def _check_choices(self, expression: Expression, node: ast.Compare) -> None:
         """A text that is compared with an option must be one of its choices."""
@@ -315,54 +309,39 @@ class _SectionCheck:
             option = self.rule.options.get(train.insert)
             if option is None or not option.choices or not set(option.choices) <= INSERTS:
                 message = f"{train.insert!r} is no option with the choices never, auto, always"
-                raise fault("R043", self._place("train", port, "insert"), message)
+                written = f'{train.insert} = {{ default = "auto", choices = ["never", "auto", "always"] }}'
+                raise fault(
+                    "R043", self._place("train", port, "insert"), message, hint=f"[options] {written}"
+                )
             self.used.add(train.insert)
 
-    def _defaults(self) -> dict[str, Constant]:
-        return {name: option.typed(option.default) for name, option in self.rule.options.items()}
-
-    def _variants(self) -> Iterator[dict[str, Constant]]:
-        """The defaults, then each choice of each option in turn: all must be right."""
-        defaults = self._defaults()
-        yield defaults
+    def _variants(self, read: set[str]) -> Iterator[dict[str, Constant]]:
+        """The defaults, then each choice of each option that is read in turn: all must be right."""
+        usual = defaults(self.rule)
+        yield usual
         for name, option in self.rule.options.items():
             for choice in option.choices:
-                if choice != option.default:
-                    yield {**defaults, name: choice}
+                if name in read and choice != option.default:
+                    yield {**usual, name: choice}
 
     def _evaluate(self, role: Signature, options: Mapping[str, Constant]) -> None:
-        given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
-        given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
-        sizes = {str(d.size) for p in self.section.parameters.values() for d in p.dimensions}
-        # An option that is a size stands for itself: 8 and 8 are not one length by chance.
-        symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
-        scope = Scope(
-            self.rule,
-            cast("Mapping[str, Constant]", symbols),
-            given,
-            Check(),
-            self._new_parameter,
-            section=self.section,
-        )
+        scope = proving_scope(self.rule, self.section, role, options)
         rewritten = {port: scope.rewrite(port) for port in self.section.rewrite}
         self._check_lengths(role, rewritten)
         for port in self.section.merge:
             if port not in role.ports:
                 continue
-            merged = _lengths(scope.merge(port))
+            merged = lengths_of(scope.merge(port))
             if changed := [axis for axis in role.ports[port] if merged.get(axis, axis) != axis]:
                 raise fault(
                     "R040", self._place("merge", port), f"a merge cannot change the length of {changed[0]!r}"
                 )
         self.used |= scope.used
 
-    def _new_parameter(self, _name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
-        return Term(parameter.named, {d.axis: str(d.size) for d in parameter.dimensions})
-
     def _check_lengths(self, role: Signature, rewritten: Mapping[str, Term]) -> None:
         """An axis that a rewrite makes longer at one operand is as long at every port that has it."""
         for port, term in rewritten.items():
-            for axis, length in _lengths(term).items():
+            for axis, length in lengths_of(term).items():
                 if length == axis:
                     continue
                 kinds = ROLES[role.role].ports
@@ -370,7 +349,7 @@ class _SectionCheck:
                     name for name, axes in role.ports.items() if axis in axes and kinds[name].kind != "value"
                 ]
                 for other in sharing:
-                    there = _lengths(rewritten[other]).get(axis) if other in rewritten else axis
+                    there = lengths_of(rewritten[other]).get(axis) if other in rewritten else axis
                     if there != length:
                         message = f"{axis!r} becomes {length} long at {port}, and is {there} at {other}"
                         raise fault(
@@ -381,7 +360,14 @@ class _SectionCheck:
     def _check_used(self) -> None:
         for name in self.section.parameters:
             if name not in self.used:
-                raise fault("R034", self._place("parameters", name), f"the parameter {name!r} is never used")
+                raise fault(
+                    "R034",
+                    self._place("parameters", name),
+                    f"the parameter {name!r} is never used",
+                    hint=IDLE,
+                )
         for name in self.section.let:
             if name not in self.used:
-                raise fault("R035", self._place("let", name), f"the binding {name!r} is never used")
+                raise fault(
+                    "R035", self._place("let", name), f"the binding {name!r} is never used", hint=IDLE
+                )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from peftc.errors import RuleCheckError, RuleError, RuleSyntaxError, carets
 from peftc.lang.source import Place
+
+WIDTH = 120
+"""Characters of a quoted text that are shown."""
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -16,12 +20,13 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R003": "A key that the format does not know.",
         "R004": "A key that must be there is missing.",
         "R005": "A key's value is of the wrong type or form.",
-        "R006": "An expression is longer than 500 characters.",
+        "R006": "A text, such as an expression, is longer than 500 characters.",
         "R007": "An expression cannot be read.",
         "R008": "An expression uses something outside the rule language.",
         "R009": "An expression is nested too deep, or bindings need each other too deep.",
         "R010": "A text of axes cannot be read.",
         "R011": "An initial law cannot be read.",
+        "R012": "The rule is larger than the format allows, or holds what cannot be printed.",
         # proving: RuleCheckError
         "R020": "One name stands for two things.",
         "R021": "An option's default, range and choices do not go together.",
@@ -51,6 +56,16 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R045": "A number cannot be computed.",
         "R046": "A rule is ordered against itself.",
         "R047": "A rule in the library has another name than its file.",
+        # composites and fragments: RuleCheckError
+        "R048": "A rule that is used is not in the library.",
+        "R049": "Rules use each other in a circle.",
+        "R050": "A composite is too large.",
+        "R051": "An option of a used rule cannot have this value.",
+        "R052": "An override changes what the used rule does not have.",
+        "R053": "Used rules exclude each other, or stand in the wrong order.",
+        "R054": "Fragments call each other in a circle.",
+        "R055": "A fragment is never called.",
+        "R056": "A merge makes parameters of its own.",
     }
 )
 
@@ -64,11 +79,34 @@ def fault(
     span: tuple[int, int] | None = None,
     hint: str | None = None,
 ) -> RuleError:
-    """A rule error of this code at this place, pointing at `span` of `text` where both are given."""
+    """A rule error of this code at this place, pointing at `span` of `text`, or of the place's whole line.
+
+    Without a span it points at what the message quotes, else at the place's key, else at all of the text.
+    """
     kind = RuleSyntaxError if code < "R020" else RuleCheckError
-    if text is None:
-        detail: tuple[str, ...] = ()
-    else:
-        detail = carets(text, *span) if span else (text,)
     assert code in CODES, code
+    if text and text.strip():
+        shown, span = place.written(text, span)
+    else:
+        shown = place.said
+    if span is None:
+        span = _span(shown, (*re.findall(r"'([^']+)'", message), *([place.key] if text is None else ())))
+    detail = _cut(shown, *span) if shown.strip() else ()
     return kind(message, code=code, where=str(place), detail=detail, hint=hint)
+
+
+def _span(text: str, words: tuple[str, ...]) -> tuple[int, int]:
+    """Where the first of the words stands in the text as a whole, or all of the text."""
+    for word in filter(None, words):
+        if found := re.search(rf"(?<![A-Za-z0-9_]){re.escape(word)}(?![A-Za-z0-9_])", text):
+            return found.span()
+    return len(text) - len(text.lstrip()), len(text.rstrip())
+
+
+def _cut(text: str, start: int, stop: int) -> tuple[str, str]:
+    """The text with carets below, without what is far from them."""
+    first = max(0, start - WIDTH // 2) if len(text) > WIDTH else 0
+    kept = text[first : first + WIDTH]
+    line = ("…" if first else "") + kept + ("…" if first + WIDTH < len(text) else "")
+    shift = (1 if first else 0) - first
+    return carets(line, start + shift, min(stop + shift, len(line)))

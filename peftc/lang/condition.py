@@ -89,6 +89,10 @@ class Condition:
     def _compare(self, node: ast.AST, left: Constant, op: ast.cmpop, right: Constant) -> bool:
         if isinstance(left, str) != isinstance(right, str):
             raise self.expression.fault("R027", node, f"{left!r} and {right!r} cannot be compared")
+        if isinstance(left, str) and not isinstance(op, (ast.Eq, ast.NotEq)):
+            raise self.expression.fault(
+                "R027", node, "texts are equal or not; they have no order", "there is: ==, !="
+            )
         return _COMPARISONS[type(op)][1](cast("float", left), cast("float", right))
 
 

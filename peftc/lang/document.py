@@ -1,30 +1,23 @@
-"""A rule as data: the sections of the file format, read from TOML. `check` proves that they add up.
+"""A rule as data: the sections of the file format. `reading` reads them, `check` proves that they add up.
 
 Names, axes and expressions stay texts here, so that a rule can be compared, hashed, stored and diffed
-as it was written.
+as it was written. Longer than most files here: the whole format in one place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from peftc.errors import instead
 from peftc.lang.axes import Axes, Constant, Dimension, read_axes, read_dimensions
-from peftc.lang.codes import fault
 from peftc.lang.initial import Initial, known_initial
+from peftc.lang.limits import LARGEST_NUMBER
 from peftc.lang.source import Key, Place, Source
 
-LARGEST_FILE = 64 * 1024
-MOST_DOTS = 100
-"""In one line: the standard library's reader takes seconds over a key of thousands of parts."""
 RULE_NAME = r"^[a-z][a-z0-9_]{0,40}$"
 NAME = r"^[A-Za-z][A-Za-z0-9_]{0,40}$"
 
@@ -36,10 +29,11 @@ def _listed(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+_LISTED = BeforeValidator(_listed, json_schema_input_type=str | list[str])
 RuleName = Annotated[str, Field(pattern=RULE_NAME)]
 Name = Annotated[str, Field(pattern=NAME)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-RuleNames = Annotated[tuple[RuleName, ...], BeforeValidator(_listed)]
+Texts = Annotated[tuple[str, ...], _LISTED]
+RuleNames = Annotated[tuple[RuleName, ...], _LISTED]
 
 
 class Data(BaseModel):
@@ -51,16 +45,18 @@ class Data(BaseModel):
 class Option(Data):
     """A value that the user can set; its type is that of its default."""
 
-    default: bool | int | float | str
-    min: int | float | None = None
-    max: int | float | None = None
-    choices: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
-    help: str = ""
+    default: bool | int | float | str = Field(
+        description="What holds when the user sets nothing; its type is the option's."
+    )
+    min: int | float | None = Field(default=None, description="The least number allowed.")
+    max: int | float | None = Field(default=None, description="The largest number allowed.")
+    choices: Texts = Field(default=(), description="The texts allowed, where the option is a text.")
+    help: str = Field(default="", description="What the option does, in one sentence.")
 
     def problem(self, value: object) -> str | None:
         """Why `value` cannot be this option's value, or None. A whole number will do for a fraction."""
         kind = type(self.default)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < LARGEST_NUMBER:
             value = float(value)
         if type(value) is not kind:
             return f"must be {KINDS[kind]}, not {value!r}"
@@ -71,7 +67,7 @@ class Option(Data):
         return None
 
     def _range_problem(self, value: float) -> str | None:
-        if not abs(value) < 2**63:
+        if not abs(value) < LARGEST_NUMBER:
             return f"must be a number of ordinary size, not {value}"
         if self.min is not None and value < self.min:
             return f"must be at least {self.min}, not {value}"
@@ -90,19 +86,51 @@ KINDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float
 class Match(Data):
     """Which sites a section is for, and what it calls their axes."""
 
-    role: Texts
-    part: Texts = ()
-    values: dict[Name, str] = Field(default_factory=dict)
-    where: Texts = ()
+    role: Texts = Field(description="The role, or the roles, whose sites it is for.")
+    part: Texts = Field(
+        default=(),
+        description="The parts of the role that are chosen unless the user names others; without it, all. "
+        "A scope may stand in front: `decoder.q`.",
+    )
+    values: dict[Name, str] = Field(
+        default_factory=dict,
+        description="What the axes of a port are called here, in its order; `*` stands for any leading axes. "
+        "A port that is not named has the axes of its role.",
+    )
+    where: Texts = Field(
+        default=(),
+        description="Conditions on options and on the sizes of axes. One on options alone says whether the "
+        "section is on; any other leaves out the sites where it is not so, which is the reason in the plan.",
+    )
 
 
 class Parameter(Data):
-    """A tensor that the rule makes at each site."""
+    """A tensor that the rule makes at each site; or one for a layer or the model, of those the section goes to.
 
-    axes: str
-    init: str
-    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
-    trainable: bool = True
+    With a seed, unshared ones still differ from site to site. A frozen one is saved with the adapter all the
+    same, so that no adapter depends on a generator of random numbers.
+    """
+
+    axes: str = Field(
+        description="Its axes by name. The size of each is that of the option or the axis of this name, or "
+        "what follows `=`: a number, an option or an axis."
+    )
+    init: str = Field(
+        description="The initial law, whose settings are numbers or names of options: `normal(std=0.02)`."
+    )
+    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
+        default=None, description="Its number format; that of the model unless given."
+    )
+    trainable: bool = Field(
+        default=True, description="Whether it is trained; one that is not stays as it started."
+    )
+    share: Literal["site", "layer", "model"] = Field(
+        default="site", description="Whether each site has one, all sites of a layer, or all of the model."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | Name | None = Field(
+        default=None,
+        description="Draws it alike on every machine, whatever was drawn before: a number, or an option that is one.",
+    )
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -121,55 +149,153 @@ class Parameter(Data):
 
 
 class Train(Data):
-    """A parameter of the model that the rule trains.
+    """A parameter of the model that the rule trains."""
 
-    `insert` names an option of never, auto and always: whether a zero parameter is put in where a site has
-    none (auto: only if no matched site of the model has one), which the result `y` is then added to.
-    """
-
-    insert: Name | None = None
+    insert: Name | None = Field(
+        default=None,
+        description="An option with the choices `never`, `auto` and `always`: whether a zero parameter is put "
+        "in where a site has none (auto: only if no matched site of the model has one), and added to `y`.",
+    )
 
 
 class Section(Data):
     """A match, and what is done at its sites. A rule is one section, and may have more under `also`."""
 
-    match: Match
-    parameters: dict[Name, Parameter] = Field(default_factory=dict)
-    let: dict[Name, str] = Field(default_factory=dict)
-    rewrite: dict[Name, str] = Field(default_factory=dict)
-    merge: dict[Name, str] = Field(default_factory=dict)
-    train: dict[Name, Train] = Field(default_factory=dict)
+    match: Match = Field(description="Which sites this is for.")
+    required: bool = Field(
+        default=False,
+        description="Whether a model without a site for this section is an error, even if others match.",
+    )
+    parameters: dict[Name, Parameter] = Field(
+        default_factory=dict, description="Tensors that are made at each site, by name."
+    )
+    let: dict[Name, str] = Field(
+        default_factory=dict, description="Named expressions; the seams by which other rules reach in."
+    )
+    rewrite: dict[Name, str] = Field(
+        default_factory=dict,
+        description="The new value of a port. Right sides see the values as they were before any rewrite.",
+    )
+    merge: dict[Name, str] = Field(
+        default_factory=dict,
+        description="The same edit as a change of a weight, for merging the adapter into the model.",
+    )
+    train: dict[Name, Train] = Field(
+        default_factory=dict, description="Weights of the model that become trainable, by port."
+    )
 
     def values(self) -> dict[str, Axes]:
         """The axes that the match gives to ports."""
         return {port: read_axes(text) for port, text in self.match.values.items()}
 
 
-class Rule(Section):
-    """One method, whole. Two rules are equal if they say the same, wherever they were read."""
+class MatchChange(Data):
+    """What a `use` says differently of the match of the rule it uses; what it leaves out stays.
 
-    format: Literal[1]
-    name: RuleName
-    summary: str
-    paper: str = ""
-    shorthand: Name | None = None
-    default: bool = False
-    options: dict[Name, Option] = Field(default_factory=dict)
-    also: Annotated[tuple[Section, ...], BeforeValidator(_listed)] = ()
-    before: RuleNames = ()
-    after: RuleNames = ()
-    conflicts: RuleNames = ()
+    `values` are replaced port by port; `role`, `part` and `where` as a whole.
+    """
+
+    role: Texts | None = Field(default=None, description="Other roles.")
+    part: Texts | None = Field(default=None, description="Other parts.")
+    values: dict[Name, str] = Field(default_factory=dict, description="Other names for the axes of ports.")
+    where: Texts | None = Field(default=None, description="Other conditions.")
+
+
+class Use(Data):
+    """A rule of the library as a part of this one, with what is different about it here.
+
+    The used rule's options become options of this rule, called `<label>_<option>`, with the default that
+    `options` gives; a text that is the name of an option of this rule puts that one in its place. A `let`
+    replaces the binding of its name and may read the old one by that name; other names are new bindings.
+    `parameters` and `rewrite` replace or add, key by key; `merge = false` leaves the used rule's merge out.
+    """
+
+    rule: RuleName = Field(description="The name of the used rule.")
+    label: RuleName | None = Field(
+        default=None,
+        description="What its options, parameters and bindings get in front; its name unless given.",
+    )
+    options: dict[Name, bool | int | float | str] = Field(
+        default_factory=dict, description="Other defaults, or names of this rule's options in their place."
+    )
+    match: MatchChange = Field(default_factory=MatchChange, description="What is different about its sites.")
+    parameters: dict[Name, Parameter] = Field(
+        default_factory=dict, description="Parameters to replace or to add."
+    )
+    let: dict[Name, str] = Field(
+        default_factory=dict,
+        description="Bindings to replace, which may read the old ones by name, or to add.",
+    )
+    rewrite: dict[Name, str] = Field(default_factory=dict, description="Rewrites to replace or to add.")
+    merge: bool = Field(default=True, description="Whether the used rule's merge holds here.")
+
+
+class Define(Data):
+    """A fragment that expressions call by its name, such as a gate; every call has parameters of its own.
+
+    `takes` gives the axes of each argument. They are lined up with those of a call's arguments by position,
+    so that one fragment serves values of any width. `gives` is what a call stands for.
+    """
+
+    takes: Annotated[dict[Name, str], Field(min_length=1)] = Field(
+        description="Its arguments in order, with their axes."
+    )
+    parameters: dict[Name, Parameter] = Field(
+        default_factory=dict, description="Tensors that are made for each call."
+    )
+    let: dict[Name, str] = Field(default_factory=dict, description="Named expressions inside it.")
+    gives: str = Field(description="The expression that a call stands for.")
+
+
+class Rule(Section):
+    """One method, whole. Two rules are equal if they say the same, wherever they were read.
+
+    A composite `use`s other rules, and need have no match of its own. What acts on a model is a flattened
+    rule (`peftc.lang.composite`): it has neither `use` nor `define`.
+    """
+
+    match: Match = Field(default_factory=lambda: Match(role=()))
+    format: Literal[1] = Field(description="The version of the file format.")
+    name: RuleName = Field(description="The name that specs use; in a library, also the file's.")
+    summary: str = Field(description="What the method does, in one sentence.")
+    paper: str = Field(default="", description="Where the method is described.")
+    shorthand: Name | None = Field(
+        default=None, description="The option that the text after a spec's colon sets, or `part`."
+    )
+    default: bool = Field(
+        default=False, description="Whether the rule acts, where it matches, without being asked."
+    )
+    options: dict[Name, Option] = Field(default_factory=dict, description="What the user can set, by name.")
+    also: Annotated[tuple[Section, ...], BeforeValidator(_listed)] = Field(
+        default=(),
+        description="More sections, each with a match and edits of its own; they share the options.",
+    )
+    use: Annotated[tuple[Use, ...], BeforeValidator(_listed)] = Field(
+        default=(), description="Rules of the library that this one is composed of, in order."
+    )
+    define: dict[Name, Define] = Field(
+        default_factory=dict, description="Fragments that expressions call like operations, by name."
+    )
+    before: RuleNames = Field(default=(), description="Rules that act after this one at the same place.")
+    after: RuleNames = Field(default=(), description="Rules that act before this one at the same place.")
+    conflicts: RuleNames = Field(default=(), description="Rules that cannot be used together with this one.")
 
     _source: Source | None = PrivateAttr(default=None)
+    _made_of: int = PrivateAttr(default=1)
 
     @property
     def source(self) -> Source:
         """The file it was read from, to point into; a rule from elsewhere has its name only."""
         return self._source or Source(self.name)
 
-    def read_from(self, source: Source) -> Rule:
-        """This rule, knowing the file it stands in."""
-        self._source = source
+    @property
+    def made_of(self) -> int:
+        """How many rules were put together to make this one."""
+        return self._made_of
+
+    def read_from(self, source: Source, made_of: int = 1) -> Rule:
+        """This rule, knowing the file it stands in, and how many rules it was made of."""
+        self._source, self._made_of = source, made_of
         return self
 
     @property
@@ -199,79 +325,3 @@ class Rule(Section):
 
     def __hash__(self) -> int:
         return hash(self.digest)
-
-
-def read_file(path: Path) -> Rule:
-    """The rule in a file, not proved yet. Raises RuleSyntaxError, and OSError where there is no file."""
-    with path.open("rb") as file:
-        raw = file.read(LARGEST_FILE + 1)
-    place = Place(path.name)
-    if len(raw) > LARGEST_FILE:
-        raise fault("R001", place, "a rule file has at most 64 KiB")
-    try:
-        return read_text(raw.decode(), path.name)
-    except UnicodeDecodeError as error:
-        raise fault("R002", place, f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def read_text(text: str, file: str) -> Rule:
-    """The rule in a TOML text, not proved yet. Raises RuleSyntaxError."""
-    if len(text.encode()) > LARGEST_FILE:
-        raise fault("R001", Place(file), "a rule file has at most 64 KiB")
-    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
-        raise fault("R002", Place(file), f"a line of a rule file has at most {MOST_DOTS} dots")
-    try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise fault("R002", Place(file), f"is not TOML: {error}") from None
-    return read_mapping(data, Source(file, text))
-
-
-def read_mapping(data: Mapping[str, object], source: Source) -> Rule:
-    """The rule in a mapping, as TOML or JSON gives it, not proved yet. Raises RuleSyntaxError."""
-    try:
-        rule = Rule.model_validate(dict(data))
-    except ValidationError as error:
-        raise _fault(error.errors(include_url=False)[0], source) from None
-    return rule.read_from(source)
-
-
-def _fault(error: ErrorDetails, source: Source) -> Exception:
-    """The first thing pydantic found, in the words of the format."""
-    keys = tuple(key for key in error["loc"] if key not in KINDS_OF_UNION)
-    place = source.place(*keys)
-    last = str(keys[-1]) if keys else ""
-    if error["type"] == "extra_forbidden":
-        return fault(
-            "R003", place, f"there is no key {last!r} here", hint=instead(last, _known_keys(keys[:-1]))
-        )
-    if error["type"] == "missing":
-        return fault("R004", source.place(*keys[:-1]), f"the key {last!r} is missing")
-    if error["type"] == "string_pattern_mismatch":
-        named = str(error["input"])
-        return fault(
-            "R005", place, f"{named!r} is no name", hint="a name is letters, digits and _, after a letter"
-        )
-    shown = json.dumps(error["input"], default=str)
-    said = error["msg"][0].lower() + error["msg"][1:]
-    return fault("R005", place, said.replace("input should", f"{last} should"), text=f"{last} = {shown[:80]}")
-
-
-KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "[key]"})
-"""What pydantic puts into an error's location besides keys of the file."""
-
-
-def _known_keys(keys: tuple[Key, ...]) -> list[str]:
-    """The keys of the section at `keys`."""
-    if keys[:1] == ("also",):
-        section: type[Data] = Section
-        keys = keys[2:]
-    else:
-        section = Rule
-    inner: Mapping[Key, type[Data]] = {
-        "match": Match,
-        "parameters": Parameter,
-        "train": Train,
-        "options": Option,
-    }
-    return sorted((inner[keys[0]] if keys else section).model_fields)

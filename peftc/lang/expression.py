@@ -7,16 +7,15 @@ import keyword
 import re
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from peftc.errors import RuleError
 from peftc.lang.codes import fault
+from peftc.lang.limits import DEEPEST, LARGEST_NUMBER, TEXT
 from peftc.lang.source import Place
 
-LONGEST = 500
-DEEPEST = 32
-LARGEST = 2**63
-"""Numbers stay below this; a chain of products cannot grow without bound."""
+EXPRESSION_WORDS = "names, numbers, + - * / @ and calls of operations"
+CONDITION_WORDS = "names, numbers, + - * /, comparisons, and, or, not"
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}\Z")
 
@@ -66,28 +65,33 @@ class Expression:
     place: Place
     condition: bool = False
 
-    @property
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of its tree, from the outside in."""
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names it reads, not those of the operations it calls, in order."""
-        called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
-        found = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called]
+        called = {id(node.func) for node in self.nodes if isinstance(node, ast.Call)}
+        found = [n for n in self.nodes if isinstance(n, ast.Name) and id(n) not in called]
         return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: node.col_offset)))
 
     def fault(self, code: str, node: ast.AST, message: str, hint: str | None = None) -> RuleError:
         """A rule error that points at `node`."""
-        return fault(code, self.place, message, text=self.text, span=_span(self.text, node), hint=hint)
+        return fault(code, self.place, message, text=self.text, span=span_of(self.text, node), hint=hint)
 
 
 @lru_cache(maxsize=1024)
 def parse(text: str, place: Place, *, condition: bool = False) -> Expression:
     """Read one expression, or one condition of a `where`. Raises RuleSyntaxError."""
-    if len(text) > LONGEST:
-        raise fault("R006", place, f"an expression has at most {LONGEST} characters, this has {len(text)}")
+    if len(text) > TEXT:
+        raise fault("R006", place, f"an expression has at most {TEXT} characters, this has {len(text)}")
     text = re.sub(r"[\r\n\t]", " ", text).strip()
     expression = Expression(text, _tree(text, place), place, condition)
     _refuse_deep(expression)
     allowed = _CONDITIONS if condition else _VALUES
-    for node in ast.walk(expression.tree):
+    for node in expression.nodes:
         _refuse_foreign(expression, node, allowed)
     return expression
 
@@ -98,10 +102,11 @@ def is_name(text: str) -> bool:
 
 
 def _tree(text: str, place: Place) -> ast.expr:
-    if "\\" in text or not text.isprintable():
-        raise fault(
-            "R007", place, "an expression has neither backslashes nor unprintable characters", text=text
-        )
+    strange = next((at for at, sign in enumerate(text) if not " " <= sign <= "~" or sign == "\\"), None)
+    if strange is not None:
+        # Python would read ｘ as x: a letter that looks like another must not be one.
+        message = "an expression is written in letters, digits and signs of ASCII, without backslashes"
+        raise fault("R007", place, message, text=text, span=(strange, strange + 1))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Python only warns of `1if x`; here it is refused
@@ -115,6 +120,8 @@ def _tree(text: str, place: Place) -> ast.expr:
 
 
 def _refuse_deep(expression: Expression) -> None:
+    if len(expression.nodes) <= DEEPEST:
+        return
     level: list[ast.AST] = [expression.tree]
     for _ in range(DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
@@ -130,9 +137,7 @@ def _refuse_foreign(expression: Expression, node: ast.AST, allowed: tuple[type[a
     if not isinstance(node, allowed):
         parent = _parent(expression.tree, node)
         spoken = _SPOKEN.get(type(node), f"Python's {type(node).__name__}")
-        can = "names, numbers, + - * /, comparisons, and, or, not"
-        if not expression.condition:
-            can = "names, numbers, + - * / @ and calls of operations"
+        can = CONDITION_WORDS if expression.condition else EXPRESSION_WORDS
         raise expression.fault(
             "R008", parent, f"{spoken} is not part of {kind} of the rule language", f"there are: {can}"
         )
@@ -150,7 +155,7 @@ def _refuse_constant(expression: Expression, node: ast.Constant) -> None:
     value = node.value
     if not isinstance(value, (bool, int, float, str)):
         raise expression.fault("R008", node, "constants are numbers, texts, True and False")
-    if isinstance(value, (int, float)) and not abs(value) < LARGEST:
+    if isinstance(value, (int, float)) and not abs(value) < LARGEST_NUMBER:
         raise expression.fault("R045", node, "this number is too large")
 
 
@@ -161,7 +166,7 @@ def _parent(tree: ast.AST, node: ast.AST) -> ast.AST:
     return next((up for up in ast.walk(tree) if node in ast.iter_child_nodes(up)), tree)
 
 
-def _span(text: str, node: ast.AST) -> tuple[int, int]:
+def span_of(text: str, node: ast.AST) -> tuple[int, int]:
     """The characters of `text` that `node` covers; ast counts in bytes."""
     raw = text.encode()
     start = len(raw[: getattr(node, "col_offset", 0)].decode(errors="ignore"))

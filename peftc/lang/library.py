@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,8 @@ import peftc
 from peftc.errors import UnknownRuleError, instead
 from peftc.lang.check import check
 from peftc.lang.codes import fault
-from peftc.lang.document import RULE_NAME, Rule, read_file
+from peftc.lang.document import RULE_NAME, Rule
+from peftc.lang.reading import read_file
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class Library:
         """The names of all rules, sorted."""
         return tuple(sorted({path.stem for folder in self.folders for path in folder.glob("*.toml")}))
 
-    def rule(self, name: str) -> Rule:
-        """The rule of this name, proved. Raises UnknownRuleError and RuleError."""
-        if re.match(RULE_NAME, name):
+    def rule(self, name: str, trail: tuple[str, ...] = ()) -> Rule:
+        """The rule of this name, proved. Raises UnknownRuleError and RuleError.
+
+        Args:
+            trail: names of the composites that it is looked up for.
+        """
+        if re.fullmatch(RULE_NAME, name):
             for folder in self.folders:
                 if (path := folder / f"{name}.toml").is_file():
-                    return _named(load_rule(path), path)
+                    return _named(load_rule(path, self, (*trail, name)), path)
         raise UnknownRuleError(f"there is no rule {name!r}", hint=instead(name, self.names()))
 
     def rules(self) -> tuple[Rule, ...]:
@@ -37,19 +43,37 @@ class Library:
         return tuple(self.rule(name) for name in self.names())
 
 
-def load_rule(path: str | Path) -> Rule:
-    """The rule in a file, proved. Raises UnknownRuleError where there is no such file, and RuleError."""
+def load_rule(path: str | Path, library: Library | None = None, trail: tuple[str, ...] = ()) -> Rule:
+    """The rule in a file, proved. Raises UnknownRuleError where there is no such file, and RuleError.
+
+    Args:
+        library: where rules that it uses are looked up; peftc's own if None.
+        trail: names of the composites that it is loaded for, and its own in the library.
+    """
     path = Path(path)
     try:
-        changed = path.stat().st_mtime_ns
-        return _load(path.resolve(), changed)
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for
+            raise UnknownRuleError(f"{path} is no file")
+        changed = state.st_mtime_ns
+        rule = _read(path.resolve(), changed)
     except OSError as error:
         raise UnknownRuleError(f"the rule file {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UnknownRuleError(f"{str(path)!r} can be no file") from None
+    if rule.use:  # not kept: what it uses may change while it does not
+        return check(rule, (library or default_library()).rule, trail)
+    return _proved(path.resolve(), changed)
 
 
 @lru_cache(maxsize=256)
-def _load(path: Path, _changed: int) -> Rule:
-    return check(read_file(path))
+def _read(path: Path, _changed: int) -> Rule:
+    return read_file(path)
+
+
+@lru_cache(maxsize=256)
+def _proved(path: Path, changed: int) -> Rule:
+    return check(_read(path, changed))
 
 
 def _named(rule: Rule, path: Path) -> Rule:

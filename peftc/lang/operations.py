@@ -12,9 +12,13 @@ from types import MappingProxyType
 from typing import Literal
 
 from peftc.lang.axes import ANY, Axes, AxesError, Constant, Term, Unknown, show
+from peftc.lang.axes import AXIS as AXIS_NAME
 
 Settings = Mapping[str, Constant]
 AxesRule = Callable[[tuple[Term, ...], Settings], Axes]
+Lengths = dict[str, str]
+"""What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
+LengthsRule = Callable[[tuple[Term, ...], Settings, Lengths], Lengths]
 Takes = Literal["value", "number", "any"]
 
 
@@ -32,7 +36,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Operation:
-    """One word of the vocabulary. `longer` names the setting whose axis comes out longer than it went in."""
+    """One word of the vocabulary.
+
+    `optional` are values that a call may give by name, after those it `takes`; a call that gives none has
+    fewer terms. `longer` names the setting whose axis comes out longer than it went in. `lengths` works the
+    lengths of the result's axes out from those of the operands where they differ; it may raise AxesError.
+    """
 
     name: str
     doc: str
@@ -41,6 +50,14 @@ class Operation:
     lower: str
     settings: Mapping[str, Setting] = field(default_factory=lambda: MappingProxyType({}))
     longer: str | None = None
+    optional: tuple[str, ...] = ()
+    lengths: LengthsRule | None = None
+
+    @property
+    def call(self) -> str:
+        """How it is called: `concat(a, b, axis=…)`; settings that have a default are left out."""
+        needed = (f"{name}=…" for name, setting in self.settings.items() if setting.default is None)
+        return f"{self.name}({', '.join((*(name for name, _ in self.takes), *needed))})"
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -55,6 +72,7 @@ def register(operation: Operation) -> Operation:
 
 
 def _same(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are."""
     return terms[0].axes
 
 
@@ -65,11 +83,13 @@ def _keeps(terms: tuple[Term, ...], settings: Settings) -> Axes:
 
 
 def _drops(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes without the one that is named."""
     axis = _has(terms[0].axes, settings["axis"])
     return tuple(name for name in terms[0].axes if name != axis)
 
 
 def _joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of the second; the first may lack some of them, and the one that is named grows."""
     first, second = terms[0].axes, terms[1].axes
     axis = _has(first, settings["axis"])
     _has(second, axis)
@@ -82,6 +102,48 @@ def _joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
     return second
 
 
+def _drops_over(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """Without the axis; what it is taken over has that axis, and none that the value lacks."""
+    kept = _drops(terms, settings)
+    if len(terms) > 1:
+        _has(terms[1].axes, settings["axis"])
+        if lacking := [axis for axis in terms[1].axes if axis not in terms[0].axes]:
+            raise AxesError(f"{show(terms[0].axes)} has no {', '.join(lacking)}, over which it is taken")
+    return kept
+
+
+def _renames(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes as they are, the one that is named under its new name."""
+    axes, to = terms[0].axes, str(settings["to"])
+    axis = _has(axes, settings["axis"])
+    if to in axes or not AXIS_NAME.match(to):
+        raise AxesError(
+            f"{show(axes)}: {to!r} is " + ("there already" if to in axes else "no name of an axis")
+        )
+    return tuple(to if name == axis else name for name in axes)
+
+
+def _renamed_length(terms: tuple[Term, ...], settings: Settings, lengths: Lengths) -> Lengths:
+    held = terms[0].held if isinstance(terms[0].held, dict) else {}
+    axis = str(settings["axis"])
+    return {**lengths, str(settings["to"]): held.get(axis, axis)}
+
+
+def _square(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are; the last two have names and one length."""
+    axes = terms[0].axes
+    if len(axes) < 2 or ANY in axes[-2:]:
+        raise AxesError(f"{show(axes)} has no two last axes with names")
+    return axes
+
+
+def _square_lengths(terms: tuple[Term, ...], _settings: Settings, lengths: Lengths) -> Lengths:
+    one, other = (lengths.get(axis, axis) for axis in terms[0].axes[-2:])
+    if one != other:
+        raise AxesError(f"{show(terms[0].axes)} is not square: {one} by {other}")
+    return lengths
+
+
 def _has(axes: Axes, axis: Constant) -> str:
     if axis not in axes or axis == ANY:
         raise AxesError(f"{show(axes)} has no axis {axis!r}")
@@ -89,7 +151,10 @@ def _has(axes: Axes, axis: Constant) -> str:
 
 
 AXIS = Setting("axis", "The axis it works along.")
-ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "identity")
+ACTIVATIONS = (
+    *("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "leaky_relu", "quick_gelu"),
+    "identity",
+)
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
 
 
@@ -101,7 +166,15 @@ def _define() -> None:
         ("tanh", "The hyperbolic tangent.", "torch.tanh"),
         ("sigmoid", "1 / (1 + exp(−x)).", "torch.sigmoid"),
         ("softplus", "log(1 + exp(x)).", "torch.nn.functional.softplus"),
+        ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
+        ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
+        ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.graph.operations.quick_gelu"),
         ("exp", "eˣ.", "torch.exp"),
+        ("log", "The natural logarithm.", "torch.log"),
+        ("abs", "x without its sign.", "torch.abs"),
+        ("square", "x · x.", "torch.square"),
+        ("sqrt", "The square root.", "torch.sqrt"),
+        ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
         register(Operation(name, doc, _ONE, _same, lower))
     kind = Setting("choice", "Which activation.", choices=ACTIVATIONS)
@@ -113,8 +186,58 @@ def _define() -> None:
         ),
         Operation("dropout", "Zeros at random while training.", _ONE, _same, "peftc.dropout", {"p": rate}),
         Operation("softmax", "Positive, summing to 1.", _ONE, _keeps, "torch.softmax", {"axis": AXIS}),
-        Operation("mean", "The mean along an axis.", _ONE, _drops, "torch.mean", {"axis": AXIS}),
-        Operation("sum", "The sum along an axis.", _ONE, _drops, "torch.sum", {"axis": AXIS}),
+        Operation(
+            "mean",
+            "The mean along an axis; `over` says with 1 and 0 what of it counts.",
+            _ONE,
+            _drops_over,
+            "peftc.mean",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
+        Operation(
+            "sum",
+            "The sum along an axis; `over` says with 1 and 0 what of it counts.",
+            _ONE,
+            _drops_over,
+            "peftc.sum",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
+        Operation("max", "The largest along an axis.", _ONE, _drops, "torch.amax", {"axis": AXIS}),
+        Operation(
+            "length",
+            "The Euclidean length along an axis: √(sum of squares).",
+            _ONE,
+            _drops,
+            "torch.linalg.vector_norm",
+            {"axis": AXIS},
+        ),
+        Operation(
+            "clamp",
+            "No less than `min`, no more than `max`.",
+            _ONE,
+            _same,
+            "peftc.clamp",
+            {"min": Setting("number", "The least."), "max": Setting("number", "The most.")},
+        ),
+        Operation(
+            "rename",
+            "The same value, one axis called otherwise, so that it meets others.",
+            _ONE,
+            _renames,
+            "peftc.rename",
+            {"axis": AXIS, "to": Setting("axis", "What the axis is called from here on.")},
+            lengths=_renamed_length,
+        ),
+        Operation(
+            "cayley",
+            "The rotation (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, over the last two axes.",
+            _ONE,
+            _square,
+            "peftc.cayley",
+            lengths=_square_lengths,
+        ),
         Operation(
             "layer_norm",
             "Mean 0 and variance 1 along an axis.",

@@ -10,8 +10,14 @@ from typing import Literal
 from peftc.lang.axes import Axes, read_axes
 
 PortKind = Literal["operand", "result", "value", "weight"]
-"""An operand is one argument of one consumer; a result is what all users of a site read; a value can only be
-read; a weight is a parameter of the model, which can be trained and merged into."""
+KINDS_OF_PORT: Mapping[PortKind, str] = MappingProxyType(
+    {
+        "operand": "One argument of one consumer: a rewrite changes what that consumer gets.",
+        "result": "What all users of a site read: a rewrite moves them all to the new value.",
+        "value": "Can only be read.",
+        "weight": "A parameter of the model: can be read, trained and merged into.",
+    }
+)
 
 CALL_AXES = frozenset({"*", "batch", "seq", "queries", "keys"})
 """Axes whose length changes from call to call: no parameter can have such a size."""

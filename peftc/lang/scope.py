@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias, cast
 from peftc.lang.axes import Axes, Constant, Term, Unknown, show
 from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Section
-from peftc.lang.expression import DEEPEST, Expression, parse
+from peftc.lang.expression import Expression, parse
+from peftc.lang.limits import DEEPEST
 from peftc.lang.source import Place
 from peftc.lang.walk import Backend, MissingNameError, Walk
 
@@ -62,7 +63,11 @@ class Scope:
 
     def evaluate(self, text: str, *keys: str) -> Term:
         """The term that a text stands for; `keys` say where in the section it is written."""
-        return Walk(self._backend, self._look_up, parse(text, self._place(*keys))).run()
+        return self.run(parse(text, self._place(*keys)))
+
+    def run(self, expression: Expression) -> Term:
+        """The term that an expression stands for. Raises RuleCheckError."""
+        return Walk(self._backend, self._look_up, expression).run()
 
     def _edit(self, kind: Literal["rewrite", "merge"], port: str, text: str) -> Term:
         term = self.evaluate(text, kind, port)

@@ -3,50 +3,122 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 Key = str | int
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+Spans = tuple[int, int]
+_HEADER = re.compile(r"^\s*(\[\[?)([^\[\]]+)\]\]?\s*(?:#.*)?$")
 _ENTRY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+(?:\s*\.\s*[A-Za-z0-9_\"'-]+)*)\s*=")
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A text as it stands in a file (`before`), what was made of it (`after`), and the pieces that were
+    replaced: where each begins and ends in `before` and in `after`. Elsewhere the two differ by a shift.
+    """
+
+    before: str
+    after: str
+    pieces: tuple[tuple[Spans, Spans], ...] = ()
+    shift: int = 0
+
+    def back(self, span: Spans) -> Spans:
+        """The characters of `before` that characters of `after` were made of."""
+        return self._back(span[0], 0), self._back(span[1], 1)
+
+    def _back(self, at: int, end: int) -> int:
+        grown = -self.shift
+        for old, new in self.pieces:
+            if at <= new[0]:
+                break
+            if at < new[1]:
+                return old[end]
+            grown = new[1] - old[1]
+        return at - grown
+
+
+@dataclass(frozen=True)
 class Place:
-    """A key of a rule file: `lora.toml, [let] delta, line 24`."""
+    """A key of a rule file: `lora.toml, [let] delta, line 24`.
+
+    What a composite takes over stands in two files: `used_by` is the place that took it. `edits` say what
+    was made of the texts that are written here, so that carets point into them.
+    """
 
     file: str
     section: str = ""
     key: str = ""
     line: int | None = None
+    said: str = field(default="", compare=False)
+    """The whole line, where the text is known."""
+    used_by: Place | None = None
+    edits: tuple[Edit, ...] = ()
 
     def __str__(self) -> str:
         inside = f"[{self.section}] {self.key}".rstrip() if self.section else self.key
         line = f"line {self.line}" if self.line else ""
-        return ", ".join(part for part in (self.file, inside, line) if part)
+        own = ", ".join(part for part in (self.file, inside, line) if part)
+        return f"{own}, used by {self.used_by}" if self.used_by else own
+
+    def taken_by(self, user: Place) -> Place:
+        """This place, as what stands in it was taken over at `user`."""
+        return replace(self, used_by=self.used_by.taken_by(user) if self.used_by else user)
+
+    def edited(self, *edits: Edit) -> Place:
+        """This place, its texts changed."""
+        return replace(self, edits=(*(edit for edit in edits if edit.before != edit.after), *self.edits))
+
+    def written(self, text: str, span: Spans | None) -> tuple[str, Spans | None]:
+        """The text of the file that `text` was made of, and the same characters of it."""
+        for edit in self.edits:
+            if edit.after == text:
+                text, span = edit.before, edit.back(span) if span else None
+        return text, span
 
 
 @dataclass(frozen=True)
 class Source:
-    """A rule's file name and its text; the text may be absent (a rule made from a mapping has none)."""
+    """A rule's file name and its text; the text may be absent (a rule made from a mapping has none).
+
+    `origins` are the places of keys that stand elsewhere: a flattened rule is made of several files.
+    """
 
     file: str
     text: str = ""
+    origins: Mapping[tuple[Key, ...], Place] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
 
     def place(self, *keys: Key) -> Place:
         """The place of the value at `keys`, such as `("let", "delta")` or `("also", 0, "rewrite", "p")`."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.origins:
+                return self.origins[keys[:length]]
         named = [str(key) for key in keys if not (isinstance(key, str) and key.startswith("["))]
         if not named:
             return Place(self.file)
         if len(named) == 1:
-            return Place(self.file, "", named[0], self._line(named))
+            return self._place("", named[0], named)
         # `match.where[1]` reads better than a section called `match.where`.
         if named[-1].isdigit():
             *head, last = named[:-1]
-            return Place(
-                self.file, _spoken(head), f"{last}[{named[-1]}]" if head else last, self._line(named)
-            )
-        return Place(self.file, _spoken(named[:-1]), named[-1], self._line(named))
+            return self._place(_spoken(head), f"{last}[{named[-1]}]", named)
+        return self._place(_spoken(named[:-1]), named[-1], named)
+
+    def line(self, number: int) -> Place:
+        """The place of a whole line."""
+        return Place(self.file, line=number, said=self._texts[number - 1])
+
+    def _place(self, section: str, key: str, keys: list[str]) -> Place:
+        number = self._line(keys)
+        return Place(self.file, section, key, number, self._texts[number - 1] if number else "")
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [line.rstrip("\r") for line in self.text.split("\n")]
 
     def _line(self, keys: list[str]) -> int | None:
         """The line of the longest beginning of `keys` that the text spells."""
@@ -62,12 +134,13 @@ class Source:
         entries: list[tuple[int, list[str]]] = []
         section: list[str] = []
         counts: dict[str, int] = {}
-        for number, line in enumerate(self.text.splitlines(), start=1):
+        for number, line in enumerate(self._texts, start=1):
             if header := _HEADER.match(line):
                 section = _split(header[2])
                 if header[1] == "[[":
-                    counts[header[2]] = counts.get(header[2], -1) + 1
-                    section = [*section, str(counts[header[2]])]
+                    name = ".".join(section)
+                    counts[name] = counts.get(name, -1) + 1
+                    section = [*section, str(counts[name])]
                 elif section[0] in counts:  # [also.match] belongs to the latest [[also]]
                     section = [section[0], str(counts[section[0]]), *section[1:]]
                 entries.append((number, section))

@@ -10,13 +10,26 @@ import re
 from dataclasses import dataclass
 
 from peftc.errors import SpecError, carets
+from peftc.lang.limits import SPEC
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}(?=\s*(?:[:@(]|\Z))")
 _PATH = re.compile(r".*?\.toml(?=\s*(?:[:@(]|\Z))")
 _RANGE = re.compile(r"(\d{1,6})?(-)?(\d{1,6})?\Z")
 _OPTION = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=\s*")
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^,()\"'\s][^,()\"']*?(?=\s*[,)]|\s*\Z)")
-LONGEST = 1000
+GRAMMAR = "name[:shorthand][@layers][(option=value, …)]"
+PIECES = (
+    ("name", "A rule of the library, or the path of a rule file (it ends in `.toml`)."),
+    (
+        ":shorthand",
+        "The value of the option that the rule calls its shorthand; or, where that is `part`, the parts it "
+        "goes to, with commas between them: parts, groups, either with a scope in front (`decoder.q`), or "
+        "`path=GLOB` over module paths.",
+    ),
+    ("@layers", "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`."),
+    ("(option=value, …)", "Options of the rule by name; a text may stand in quotes."),
+)
+"""What each piece of a spec means; layers and options may stand in either order."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +86,10 @@ def spec_error(text: str, start: int, stop: int, message: str, hint: str | None 
 
 def read_spec(text: str) -> Spec:
     """Read a spec. Raises SpecError."""
-    if len(text) > LONGEST:
-        raise SpecError(f"a rule spec has at most {LONGEST} characters, this has {len(text)}")
+    if len(text) > SPEC:
+        raise SpecError(f"a rule spec has at most {SPEC} characters, this has {len(text)}")
     if not text.strip():
-        raise SpecError("a rule spec is empty", hint="it is name[:shorthand][@layers][(option=value, …)]")
+        raise SpecError("a rule spec is empty", hint=f"it is {GRAMMAR}")
     return _Scanner(text).run()
 
 

@@ -13,7 +13,8 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 from peftc.errors import RuleError, instead
 from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, contract, meet, show
-from peftc.lang.expression import LARGEST, Expression
+from peftc.lang.expression import Expression
+from peftc.lang.limits import LARGEST_NUMBER
 from peftc.lang.operations import OPERATIONS, Operation, setting_problem
 
 Sign: TypeAlias = Literal["+", "-", "*", "/"]
@@ -116,15 +117,15 @@ class Walk:
             return Unknown("?")
         one, other = cast("float", left), cast("float", right)
         value = {"+": one + other, "-": one - other, "*": one * other, "/": one / other if other else 0}[sign]
-        if not math.isfinite(value) or abs(value) >= LARGEST:
+        if not math.isfinite(value) or abs(value) >= LARGEST_NUMBER:
             raise self._fault("R045", node, "this number is too large")
         return value
 
     def _call(self, node: ast.Call, name: str) -> Term:
         if name not in OPERATIONS:
-            raise self._fault("R029", node, f"there is no operation {name!r}", instead(name, OPERATIONS))
+            raise self._fault("R029", node.func, f"there is no operation {name!r}", instead(name, OPERATIONS))
         operation = OPERATIONS[name]
-        terms = self._positional(node, operation)
+        terms = (*self._positional(node, operation), *self._optional(node, operation))
         settings = self._settings(node, operation)
         try:
             axes = operation.axes(terms, settings)
@@ -134,13 +135,10 @@ class Walk:
 
     def _positional(self, node: ast.Call, operation: Operation) -> tuple[Term, ...]:
         if len(node.args) != len(operation.takes):
-            takes = ", ".join(name for name, _ in operation.takes)
-            raise self._fault(
-                "R030",
-                node,
-                f"{operation.name} takes {len(operation.takes)}, not {len(node.args)}",
-                f"it is {operation.name}({takes})",
-            )
+            count = len(operation.takes)
+            values = f"{count} value{'s' if count != 1 else ''} without a name"
+            message = f"{operation.name} takes {values}, not {len(node.args)}"
+            raise self._fault("R030", node, message, f"it is {operation.call}")
         terms = tuple(self._visit(argument) for argument in node.args)
         for argument, term, (name, kind) in zip(node.args, terms, operation.takes, strict=True):
             if kind == "number" and not term.is_number:
@@ -153,6 +151,15 @@ class Walk:
                 )
         return terms
 
+    def _optional(self, node: ast.Call, operation: Operation) -> list[Term]:
+        found = []
+        for keyword in node.keywords:
+            if keyword.arg in operation.optional:
+                found.append(self._visit(keyword.value))
+                if found[-1].is_constant:
+                    raise self._fault("R030", keyword, f"{operation.name} takes a value as {keyword.arg}")
+        return found
+
     def _settings(self, node: ast.Call, operation: Operation) -> dict[str, Constant]:
         given: dict[str, Constant] = {
             name: setting.default
@@ -161,16 +168,20 @@ class Walk:
         }
         for keyword in node.keywords:
             key = keyword.arg or ""
+            if key in operation.optional:
+                continue
             if key not in operation.settings:
                 message = f"{operation.name} has no setting {key!r}"
-                raise self._fault("R030", keyword, message, instead(key, operation.settings))
+                hint = instead(key, (*operation.settings, *operation.optional))
+                raise self._fault("R030", keyword, message, hint)
             term = self._visit(keyword.value)
             problem = setting_problem(operation.settings[key], term.held if term.is_constant else None)
             if problem:
                 raise self._fault("R030", keyword, f"{operation.name}'s {key} {problem}")
             given[key] = cast("Constant", term.held)
         if missing := [key for key in operation.settings if key not in given]:
-            raise self._fault("R030", node, f"{operation.name} needs its setting {missing[0]!r}")
+            message = f"{operation.name} needs its setting {missing[0]!r}"
+            raise self._fault("R030", node, message, f"it is {operation.call}")
         return given
 
     def _refuse_text(self, node: ast.AST, term: Term) -> None:

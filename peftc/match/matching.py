@@ -6,15 +6,17 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
-from peftc.lang import Bound, Rule, Section, is_on, signature, unmet
+from peftc.graph.reading import shape
+from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.sharing import refuse_misfits, seed, shared
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -71,13 +73,14 @@ def make_plan(
         tuple(notes),
     )
     refuse_overwriting(plan)
+    refuse_misfits(plan)
     refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
     return plan
 
 
 def refuse_runaway(plan: Plan, budget: int) -> None:
     """Raise if the plan adds more parameters than allowed; nothing has been made yet."""
-    count = sum(parameter.count for parameter in plan.new_parameters)
+    count = sum(parameter.count for parameter in plan.new_tensors)
     if count > budget:
         largest = max(plan.new_parameters, key=lambda parameter: parameter.count)
         raise BudgetError(
@@ -110,11 +113,17 @@ class Matcher:
                 if reason is None:
                     chosen.append(site)
                 else:
-                    self.skips.append(Skip(bound.label, site, reason))
+                    self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
                 self.apply(bound, number, section, site, chosen)
+            if required and section.required and not self.applied(bound, number):
+                raise self.nothing(bound, number)
         if required and len(self.applications) == before:
-            raise self.nothing(bound)
+            raise self.nothing(bound, 0)
+
+    def applied(self, bound: Bound, number: int) -> bool:
+        """Whether a section of a rule goes anywhere."""
+        return any(each.rule == bound.label and each.section == number for each in self.applications)
 
     def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
@@ -131,7 +140,24 @@ class Matcher:
         missing = missing_ports(bound.rule, section, site)
         if missing:
             return f"it has no {', '.join(missing)}"
+        if reason := self.misfit(section, site):
+            return reason
         return unmet(bound.rule, section, bound.options, signature(section, site.role).sizes_at(site.sizes))
+
+    def misfit(self, section: Section, site: Site) -> str | None:
+        """Which port does not have as many axes at a site as the section names, or None.
+
+        An optional operand, such as a mask, may have fewer: it is broadcast.
+        """
+        located = self.analysis.find(site.id, site.role)
+        for port, axes in section.values().items():
+            if ROLES[site.role].ports[port].optional:
+                continue
+            for use in located.uses if located else ():
+                source = use.ports[port].source if port in use.ports else None
+                if isinstance(source, fx.Node) and ANY not in axes and len(shape(source)) != len(axes):
+                    return f"{port} has {len(shape(source))} axes here, not those of {show(axes)}"
+        return None
 
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
         """Add one application, or the skip that says why there is nothing to do."""
@@ -149,7 +175,12 @@ class Matcher:
                 inserted[port] = port
         if section.train and site.rows is not None and trains:
             self.skips.append(
-                Skip(bound.label, site, "its weight is shared with other parts and cannot be trained alone")
+                Skip(
+                    bound.label,
+                    site,
+                    "its weight is shared with other parts and cannot be trained alone",
+                    number,
+                )
             )
             return
         taken = {path for each in self.applications for path in each.trains.values()}
@@ -157,10 +188,10 @@ class Matcher:
             other = next(
                 each.rule for each in self.applications if set(each.trains.values()) & set(trains.values())
             )
-            self.skips.append(Skip(bound.label, site, f"{other} trains it already"))
+            self.skips.append(Skip(bound.label, site, f"{other} trains it already", number))
             return
         if not (trains or parameters or section.rewrite):
-            self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}"))
+            self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}", number))
             return
         self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
 
@@ -183,6 +214,8 @@ class Matcher:
                 parameter.initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
+                shared(bound, number, site, name, parameter),
+                seed(bound, number, site, name, parameter),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
@@ -211,23 +244,23 @@ class Matcher:
                 else f"it has no {' or '.join(bound.rule.match.role)} at all",
             )
 
-    def nothing(self, bound: Bound) -> MatchError:
-        """The error for a rule that matches nothing, with the nearest candidates."""
-        skipped = [skip for skip in self.skips if skip.rule == bound.label]
-        role = " or ".join(bound.rule.match.role)
+    def nothing(self, bound: Bound, number: int) -> MatchError:
+        """The error for a section that matches nothing, with the nearest candidates."""
+        section = bound.rule.sections[number]
+        skipped = [s for s in self.skips if (s.rule, s.section) == (bound.label, number)]
+        role = " or ".join(section.match.role)
+        what = f"section {number + 1} of {bound.label}" if number else bound.label
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
-            return NoMatchError(
-                f"{bound.label} matches nothing: this model has no {role}", hint=f"it has: {there}"
-            )
-        if bound.path_glob is not None:
+            return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
+        if bound.path_glob is not None and section is bound.rule:
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(
-                f"{bound.label} matches nothing: no {role} has a path like {bound.path_glob}",
+                f"{what} matches nothing: no {role} has a path like {bound.path_glob}",
                 hint=f"nearest: {', '.join(near)}",
             )
-        parts = bound.parts_of(bound.rule)
+        parts = bound.parts_of(section)
         close = [
             skip
             for skip in skipped
@@ -240,7 +273,7 @@ class Matcher:
             f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()
         ]
         return NoMatchError(
-            f"{bound.label} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
+            f"{what} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )

@@ -28,6 +28,8 @@ class NewParameter:
         law, settings: how it starts.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
+        shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
+        seed: what it is drawn with; None for torch's own generator.
     """
 
     name: str
@@ -38,6 +40,8 @@ class NewParameter:
     settings: Mapping[str, float] = field(hash=False)
     dtype: str | None = None
     trainable: bool = True
+    shared: str = ""
+    seed: int | None = None
 
     @property
     def count(self) -> int:
@@ -68,11 +72,12 @@ class Application:
 
 @dataclass(frozen=True)
 class Skip:
-    """A site that a rule leaves out, and why."""
+    """A site that a section of a rule leaves out, and why."""
 
     rule: str
     site: Site
     reason: str
+    section: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,15 @@ class Plan:
 
     @cached_property
     def new_parameters(self) -> tuple[NewParameter, ...]:
-        """Every parameter that is added."""
+        """Every parameter that is added, at each of its places."""
         return tuple(parameter for application in self.applications for parameter in application.parameters)
+
+    @property
+    def new_tensors(self) -> tuple[NewParameter, ...]:
+        """Every parameter that is added, shared ones once."""
+        return tuple({each.shared or each.path: each for each in reversed(self.new_parameters)}.values())[
+            ::-1
+        ]
 
     @cached_property
     def trained(self) -> tuple[str, ...]:
@@ -121,13 +133,13 @@ class Plan:
     @property
     def trainable_count(self) -> int:
         """Number of trainable elements."""
-        new = sum(parameter.count for parameter in self.new_parameters if parameter.trainable)
+        new = sum(parameter.count for parameter in self.new_tensors if parameter.trainable)
         return new + sum(self.sizes[path] for path in self.trained)
 
     @property
     def total_count(self) -> int:
         """Number of elements of the compiled model."""
-        return sum(self.sizes.values()) + sum(parameter.count for parameter in self.new_parameters)
+        return sum(self.sizes.values()) + sum(parameter.count for parameter in self.new_tensors)
 
     @property
     def content(self) -> dict[str, Any]:

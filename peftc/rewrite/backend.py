@@ -68,9 +68,10 @@ class GraphBackend:
     def contract(self, left: Term, right: Term, axes: Axes) -> object:
         """`left @ right`: a linear map where the right side is a matrix with the summed axis last, else an einsum."""
         summed = left.axes[-1]
-        if len(right.axes) == 2 and right.axes[1] == summed and right.axes[0] not in left.axes:
+        is_matrix = len(right.axes) == 2 and ANY not in right.axes  # `*` stands for any number of axes
+        if is_matrix and right.axes[1] == summed and right.axes[0] not in left.axes:
             return self.make(functional.linear, left.held, right.held)
-        if len(right.axes) == 2 and right.axes[0] == summed and right.axes[1] not in left.axes:
+        if is_matrix and right.axes[0] == summed and right.axes[1] not in left.axes:
             return self.make(torch.matmul, left.held, right.held)
         letters = {
             axis: chr(97 + i) for i, axis in enumerate(dict.fromkeys(left.axes + right.axes)) if axis != ANY
@@ -124,7 +125,38 @@ class GraphBackend:
     def lower_activate(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The activation that an option names."""
         kind = str(settings["kind"])
-        return terms[0].held if kind == "identity" else self.make(getattr(functional, kind), terms[0].held)
+        if kind == "identity":
+            return terms[0].held
+        return self.make(getattr(functional, kind, None) or operations.quick_gelu, terms[0].held)
+
+    def lower_mean(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The mean along an axis, over all or over those that count."""
+        return self.gathered(terms, settings, torch.mean, operations.mean_over)
+
+    def lower_sum(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The sum along an axis, of all or of those that count."""
+        return self.gathered(terms, settings, torch.sum, operations.sum_over)
+
+    def gathered(
+        self, terms: Terms, settings: Settings, plain: Callable[..., Any], over: Callable[..., Any]
+    ) -> object:
+        """Along an axis: `plain`, or `over` what the second term says."""
+        axis = self.place(terms[0], settings)
+        if len(terms) == 1:
+            return self.make(plain, terms[0].held, dim=axis)
+        return self.make(over, terms[0].held, self.align(terms[1], terms[0].axes), axis)
+
+    def lower_clamp(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Between two numbers."""
+        return self.make(torch.clamp, terms[0].held, settings["min"], settings["max"])
+
+    def lower_rename(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """The value as it is: axes are names, not numbers."""
+        return terms[0].held
+
+    def lower_cayley(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """The rotation of a square parameter."""
+        return self.make(operations.cayley, terms[0].held)
 
     def lower_layer_norm(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Mean 0 and variance 1 along an axis."""

@@ -61,8 +61,9 @@ def build(
     The root also becomes a `kind`.
     """
     thaw(copied, plan)
+    made: dict[str, nn.Parameter] = {}
     for parameter in plan.new_parameters:
-        add_parameter(copied, parameter)
+        add_parameter(copied, parameter, made)
     adopt(copied, plan, engine, kind)
     return copied
 
@@ -82,17 +83,42 @@ def thaw(root: nn.Module, plan: Plan) -> None:
                 setattr(module, name, by_identity[id(own)])
 
 
-def add_parameter(root: nn.Module, parameter: NewParameter) -> None:
-    """Make one new parameter, in the dtype and on the device of the model around it."""
+def add_parameter(root: nn.Module, parameter: NewParameter, made: dict[str, nn.Parameter]) -> None:
+    """Make one new parameter, in the dtype and on the device of the model around it.
+
+    One that is shared is made once and then found in `made`: a tied parameter, at each of its places.
+    """
     owner, _, name = parameter.path.rpartition(".")
-    model = nearest(root, owner.partition(f"{HOME}.")[0].rstrip("."))
-    dtype = getattr(torch, parameter.dtype) if parameter.dtype else model.dtype
-    tensor = torch.empty(parameter.shape)
+    key = parameter.shared or parameter.path
+    if key not in made:
+        model = nearest(root, owner.partition(f"{HOME}.")[0].rstrip("."))
+        dtype = getattr(torch, parameter.dtype) if parameter.dtype else model.dtype
+        tensor = drawn(parameter).to(device=model.device, dtype=dtype)
+        made[key] = nn.Parameter(tensor, requires_grad=parameter.trainable)
+    home(root, owner).register_parameter(name, made[key])
+
+
+def drawn(parameter: NewParameter) -> Tensor:
+    """The first value of a parameter. A seeded one is drawn in float32 on the CPU, the same everywhere."""
+    if parameter.seed is None:
+        tensor = torch.empty(parameter.shape)
+        start(tensor, parameter)
+        return tensor
+    tensor = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+    state = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(parameter.seed)
+        start(tensor, parameter)
+    finally:
+        torch.set_rng_state(state)
+    return tensor
+
+
+def start(tensor: Tensor, parameter: NewParameter) -> None:
+    """Fill a tensor by its parameter's law."""
     if tensor.numel():
         with torch.no_grad():
             PLAIN_LAWS[parameter.law](tensor, parameter.settings)  # type: ignore[no-untyped-call]
-    made = nn.Parameter(tensor.to(device=model.device, dtype=dtype), requires_grad=parameter.trainable)
-    home(root, owner).register_parameter(name, made)
 
 
 def nearest(root: nn.Module, path: str) -> Tensor:

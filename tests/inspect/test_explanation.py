@@ -20,7 +20,15 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    ("folder", "rules"), [("lora", "lora:q,v"), ("prefix", "prefix:5"), ("bitfit", "bitfit")]
+    ("folder", "rules"),
+    [
+        ("lora", "lora:q,v"),
+        ("prefix", "prefix:5"),
+        ("bitfit", "bitfit"),
+        ("bottleneck", "bottleneck:8"),
+        ("mam", "mam(prefix_length=5, bottleneck_size=8)"),
+        ("unipelt", "unipelt(lora_rank=4, prefix_length=5, bottleneck_size=8)"),
+    ],
 )
 def test_text_of_a_plan(name: str, folder: str, rules: str, golden: Callable[[str, str], None]) -> None:
     golden(f"{folder}/{name}.plan.txt", str(api.explain(api.plan(MODELS[name](), rules))))

@@ -8,6 +8,8 @@ import pytest
 
 from peftc.errors import RuleError
 from peftc.lang import CODES, Library, check, default_library, read_text
+from tests.lang.test_define import CASES as FRAGMENTS
+from tests.lang.test_use import CASES as COMPOSITES
 
 LORA = (default_library().folders[0] / "lora.toml").read_text()
 PREFIX = (default_library().folders[0] / "prefix.toml").read_text()
@@ -24,6 +26,8 @@ SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
 DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
+MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
+HEAVY = "[let]\n" + "\n".join(f'w{i} = "{" + ".join(["activate(x, kind=k)"] * 20)}"' for i in range(4))
 
 CASES = [
     case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
@@ -56,6 +60,51 @@ CASES = [
     case("R011", LORA, ('"kaiming_uniform"', '"normal(sdt=0.02)"')),
     case("R011", LORA, ('"kaiming_uniform"', '"normal"')),
     case("R011", LORA, ('"d_out rank"', '"d_out"'), ('"zeros"', '"orthogonal"')),
+    case("R012", LORA, ("[let]", "[let]\n" + "\n".join(f'n{i} = "rank"' for i in range(500)))),
+    case("R012", LORA, ("default = 8,", f"default = {'[' * 20}8{']' * 20},")),
+    case("R012", LORA, ("default = 8,", f"default = 1{'0' * 50},")),
+    case("R012", LORA, ("default = 16.0,", "default = nan,")),
+    case("R012", LORA, ("default = 16.0,", "default = 1e400,")),
+    case("R012", LORA, ("Width of", "\\u202eWidth of")),
+    case("R012", LORA, ("Width of", "\\u001b[2JWidth of")),
+    case("R012", LORA, ("scale =", f"{'s' * 60} =")),
+    case("R012", LORA, ("[let]", HEAVY), ("[options]", f"[options]\n{MANY}"), ('"linear"', '["linear", "head"]')),
+    case("R012", BITFIT, ("[train]", "[[also]]\nmatch = {role = 'norm'}\n" * 65 + "[train]")),
+    case("R002", LORA, ("default = 8,", f"default = 1{'0' * 5000},")),
+    case("R002", LORA, ("[let]", f"[let]\nx = {'[' * 5000}{']' * 5000}")),
+    case("R002", LORA, ("[let]", "[parameters]")),
+    case("R002", LORA, ('scale = "alpha / rank"', 'scale = "alpha / rank"\nscale = "alpha"')),
+    case("R003", LORA, ('init = "zeros"', 'init = "zeros", start = "zeros"')),
+    case("R004", LORA, (', init = "zeros"', "")),
+    case("R004", LORA, ('name      = "lora"', "")),
+    case("R005", LORA, ('["q", "v"]', "3")),
+    case("R005", LORA, ('"kaiming_uniform"', "0.5")),
+    case("R005", LORA, ("A = {", '"a-b" = {')),
+    case("R005", LORA, ("default = 8,", "default = 2020-01-01,")),
+    case("R005", LORA, ('init = "zeros"', 'init = "zeros", dtype = "int8"')),
+    case("R005", LORA, ("[let]\n", 'let = "scale"\n[also]\n')),
+    case("R007", LORA, (SCALE, 'scale = "alpha / r\u0430nk"')),
+    case("R007", LORA, (SCALE, 'scale = "\uff41lpha / rank"')),
+    case("R007", LORA, (SCALE, "scale = 'alpha \\ rank'")),
+    case("R007", LORA, (SCALE, 'scale = ""')),
+    case("R008", LORA, (SCALE, 'scale = "alpha if rank else 1"')),
+    case("R008", LORA, (SCALE, 'scale = "rank % 2"')),
+    case("R008", LORA, (SCALE, 'scale = "x[0]"')),
+    case("R010", LORA, ('"rank d_in"', '"rank rank"')),
+    case("R010", LORA, ('"rank d_in"', '"rank=0 d_in"')),
+    case("R010", LORA, ('"rank d_in"', f'"{" ".join(f"a{i}=2" for i in range(13))}"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal(0.02)"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"normal(std=rank+1)"')),
+    case("R020", LORA, ("A = {", "x = {")),
+    case("R020", LORA, ("drop  =", "layers =")),
+    case("R020", LORA, ("scale =", "a__b =")),
+    case("R021", LORA, ("min = 1, ", "min = 1, max = 0, ")),
+    case("R021", BITFIT, ('default = "auto"', 'default = "auto", min = 1')),
+    case("R023", LORA, ('"linear"', '["linear", "linear"]')),
+    case("R024", LORA, ('["q", "v"]', '["left.q"]')),
+    case("R024", LORA, ('["q", "v"]', '["decoder.query"]')),
+    case("R031", PREFIX, ('k_prefix = "P_k"', 'k_prefix = "concat(P_k, P_k, axis=\'heads\')"')),
+    case("R031", LORA, (SCALE, 'scale = "alpha / \'rank\'"')),
     case("R020", LORA, ("drop  =", "d_in  =")),
     case("R020", LORA, ("A = {", "lambda = {")),
     case("R021", LORA, ("min = 1, ", "min = 9, ")),
@@ -67,8 +116,12 @@ CASES = [
     case("R026", LORA, ('W = "d_out d_in"', 'W = "d_out"')),
     case("R027", LORA, ('"rank < d_in"', '"rank < batch"')),
     case("R027", PREFIX, ("'shift'\"", "'shfit'\"")),
+    case("R027", PREFIX, ("positions == ", "positions >= ")),
+    case("R027", PREFIX, ("positions == 'shift'", "positions == 3")),
     case("R028", LORA, ("p=drop", "p=drp")),
     case("R028", LORA, ('"kaiming_uniform"', '"normal(std=sigma)"')),
+    case("R005", LORA, ('axes = "rank d_in",', 'axes = "rank d_in", share = "world",')),
+    case("R028", LORA, ('axes = "rank d_in",', 'axes = "rank d_in", seed = "alpha",')),
     case("R029", LORA, ("dropout(", "dropuot(")),
     case("R030", LORA, ("p=drop", "q=drop")),
     case("R030", LORA, ("x, p=drop", "x, x, p=drop")),
@@ -102,6 +155,18 @@ CASES = [
 ]  # fmt: skip
 
 
+def test_there_are_many() -> None:
+    assert len({str(changes) for _, _, changes in CASES}) >= 60
+
+
+def test_what_a_message_shows_can_be_printed() -> None:
+    for _, base, changes in CASES:
+        text = base
+        for old, new in changes:
+            text = text.replace(old, new)
+        assert str(refusal(text)).replace("\n", "").isprintable()
+
+
 def refusal(text: str) -> RuleError:
     with pytest.raises(RuleError) as caught:
         check(read_text(text, "rule.toml"))
@@ -128,8 +193,10 @@ def test_messages(golden: Callable[[str, str], None]) -> None:
     golden("lang/rule_errors.txt", "\n\n".join(told))
 
 
-def test_every_code_is_raised_here() -> None:
-    assert {code for code, _, _ in CASES} | {"R047"} == set(CODES)
+def test_every_code_is_raised_in_a_test() -> None:
+    """Here, or beside what raises it."""
+    cases = [*(code for code, _, _ in CASES), *(c for c, _ in COMPOSITES), *(c for c, _ in FRAGMENTS)]
+    assert {*cases, "R047", "R049", "R053"} == set(CODES)
 
 
 def test_a_rule_is_named_as_its_file(tmp_path: object) -> None:

@@ -112,3 +112,39 @@ def test_what_full_trains_head_does_not_train_again(bert: nn.Module) -> None:
 def test_digests_differ_with_the_plan_and_with_nothing_else(bert: nn.Module) -> None:
     assert peftc.plan(bert, ["lora:q"]).digest == peftc.plan(tiny_bert(), ["lora:q"]).digest
     assert peftc.plan(bert, ["lora:q"]).digest != peftc.plan(bert, ["lora:v"]).digest
+
+
+UPDATE = {"rule": "lora", "let": {"scale": "0.5"}, "merge": False}
+
+
+def composite(*uses: dict[str, Any]) -> Any:
+    """Several uses of one rule in one."""
+    return peftc.Rule.model_validate(
+        {"format": 1, "name": "several", "summary": "Several updates.", "use": list(uses)}
+    )
+
+
+def test_every_used_rule_must_find_a_place(bert: nn.Module) -> None:
+    rule = composite(UPDATE, {**UPDATE, "match": {"part": "router"}})
+    with pytest.raises(NoMatchError, match="section 2 of several matches nothing: it leaves out all 14"):
+        peftc.plan(bert, [rule])
+    plan = peftc.plan(bert, [composite(UPDATE, {**UPDATE, "match": {"part": "o"}})], defaults=False)
+    assert [each.section for each in plan.applications] == [0, 0, 0, 0, 1, 1]
+
+
+def test_two_uses_of_one_rule_at_one_site_have_parameters_of_their_own(bert: nn.Module) -> None:
+    plan = peftc.plan(bert, [composite(UPDATE, UPDATE)], defaults=False)
+    paths = [parameter.path for parameter in plan.new_parameters]
+    assert len(set(paths)) == len(paths) == 2 * 2 * 4
+    assert {path.rpartition(".")[2] for path in paths} == {"lora_A", "lora_B", "lora_2_A", "lora_2_B"}
+
+
+def test_a_value_of_other_axes_than_a_rule_names_is_a_skip_with_its_reason(bert: nn.Module) -> None:
+    values = {"x": "batch seq d_in", "y": "batch seq d_out"}
+    given = {"rule": composite({**UPDATE, "match": {"values": values}}), "part": ["q", "other"]}
+    plan = peftc.plan(bert, [given], defaults=False)
+    (skip,) = [skip for skip in plan.skips if skip.site.part == ""]
+    assert skip.reason == "x has 2 axes here, not those of [batch seq d_in]"
+    # Its twin: where the rule names no leading axes, the same site is taken.
+    taken = peftc.plan(bert, [{**given, "rule": composite(UPDATE)}], defaults=False)
+    assert [each.site.path for each in taken.applications if each.site.part == ""] == ["bert.pooler.dense"]

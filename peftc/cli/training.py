@@ -1,31 +1,19 @@
-"""The command line: parses, calls, prints. Decides nothing that the Python functions do not.
+"""`peftc finetune` and `peftc predict`: the ready-made job. Decides nothing that the Python functions do not.
 
-What the user can put right is one clear line plus detail and exit code 2; `--debug` shows where it came from.
 Longer than other files because each option of each command stands here once, with its help.
 """
 
 from __future__ import annotations
 
 import enum
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from peftc.errors import PeftcError
-
-app = typer.Typer(
-    name="peftc",
-    help="A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+from peftc.cli.application import app
+from peftc.cli.specs import CommandOfRules, bound
 
 MODEL, DATA, TRAINING, OUTPUT = "Model and rules", "Data", "Training", "Output"
 
@@ -55,7 +43,8 @@ RulesOption = Annotated[
     list[str],
     typer.Option(
         "--rules",
-        help="A rule: name, parts and options as in [b]lora:q,v[/]. Give it again for more rules.",
+        help="A rule with its parts, options and layers, as in [b]lora:q,v(rank=16)@4-11[/]; how it is written "
+        "stands below. Give --rules again for more rules.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -64,15 +53,7 @@ ModelOption = Annotated[
 ]
 
 
-@app.callback()
-def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph."""
-    del debug  # main() acts on it, which stands outside of typer; here it is for --help
-
-
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, cls=CommandOfRules)
 def finetune(
     *,
     model: ModelOption,
@@ -204,6 +185,7 @@ def finetune(
 
     Works as it is under [b]torchrun -m peftc finetune …[/] and [b]accelerate launch -m peftc finetune …[/].
     """
+    bound(rules)
     from peftc.finetune.job import Settings
 
     settings = Settings(
@@ -281,66 +263,3 @@ def predict(
         console.print(
             f"accuracy {predictions.accuracy:.4f} on {len(predictions.predicted)} rows", highlight=False
         )
-
-
-@app.command()
-def rules() -> None:
-    """List the rules of the library."""
-    from peftc import api
-
-    table = Table("rule", "summary", box=None, header_style="bold")
-    for rule in api.rules():
-        table.add_row(rule.name, rule.summary)
-    Console().print(table)
-
-
-@app.command(no_args_is_help=True)
-def plan(
-    model: Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")],
-    rules: Annotated[list[str], typer.Argument(help="Rules, as in [b]lora:q,v prefix:20[/].")],
-) -> None:
-    """Show where rules would act on a model, where not and why, and how many parameters they train."""
-    from peftc import api
-    from peftc.finetune.models import load_as_saved
-
-    Console().print(str(api.explain(api.plan(load_as_saved(model), rules))), highlight=False, markup=False)
-
-
-def lines_of(error: PeftcError) -> list[str]:
-    """Where and what in one line, then the detail and what there is instead."""
-    parts = [getattr(error, "code", ""), error.where, error.message]
-    details = [*error.detail, *([error.hint] if error.hint else [])]
-    return [": ".join(part for part in parts if part), *(f"  {line}" for line in details)]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process: 0, 2 for what the user can put right, 1 for a bug."""
-    # No hub is ever asked, and the tokenizers' threads do not fight the data loader's.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Loading takes a second or two: transformers' own bars only break the lines of this output.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given  # also after the command, where people put it
-    try:
-        app(args=[argument for argument in given if argument != "--debug"], prog_name="peftc")
-    except PeftcError as error:
-        if debug:
-            raise
-        errors.print("[bold red]error[/]", end=" ")
-        errors.print("\n".join(lines_of(error)), markup=False)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that may not be written
-        if debug:
-            raise
-        errors.print("[bold red]error[/]", end=" ")
-        errors.print(f"{error.filename or 'the system'}: {error.strerror or error}", markup=False)
-        sys.exit(2)
-    except Exception as error:
-        if debug:
-            raise
-        errors.print("[bold red]internal error[/]", end=" ")
-        errors.print(f"{type(error).__name__}: {error}", markup=False)
-        errors.print("this is a bug in peftc; --debug shows the traceback")
-        sys.exit(1)

@@ -1,0 +1,175 @@
+"""The reference of the rule language: every key, operation, law, limit, code and the spec grammar."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from docs.making.markdown import code, page, said, table
+from peftc.lang import CODES, GRAMMAR, LAWS, OPERATIONS, PIECES, Operation, Rule, Section
+from peftc.lang.axes import contract, meet, read_axes, read_dimensions
+from peftc.lang.expression import CONDITION_WORDS, EXPRESSION_WORDS
+from peftc.lang.limits import LIMITS
+from peftc.lang.operations import Setting
+
+EXAMPLE = Path(__file__).parents[2] / "rules" / "lora.toml"
+WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
+
+
+def language() -> str:
+    """The page."""
+    return page(
+        "The rule language",
+        "A method is one TOML file. It says which sites of a model it is for, which parameters it makes there, and "
+        "which values become what. It is proved when it is loaded, before there is a model: every name is bound, "
+        "every axis accounted for, every parameter used. Nothing in it is ever run by Python.",
+        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').rstrip()}\n```",
+        "`peftc new NAME` writes a file to start from, `peftc check FILE` proves one, `peftc rules NAME` tells what "
+        "one does. Roles, their parts and their ports: [roles.md](roles.md).",
+        "## Keys",
+        *_tables(),
+        "## Axes",
+        "Axes have names, and everything lines up by name: no transpose, no unsqueeze.",
+        table(
+            ("written", "meaning"),
+            (
+                ('`"* d_in"`', said(read_axes)),
+                ('`"kv_heads keys=length"`', said(read_dimensions)),
+                ("`a + b`, `a - b`, `a * b`, `a / b`", said(meet)),
+                ("`a @ b`", said(contract)),
+            ),
+        ),
+        "## Expressions",
+        f"An expression is made of {EXPRESSION_WORDS}; a condition of `where` of {CONDITION_WORDS}. The syntax is "
+        "Python's, which only parses it. Names stand for options, sizes of axes, ports, parameters and bindings.",
+        "## Operations",
+        table(
+            ("operation", "settings", "axes", "meaning"), (_operation(each) for each in _sorted_operations())
+        ),
+        "## Initial laws",
+        table(("law", "settings", "axes at least", "meaning"), (_law(name) for name in sorted(LAWS))),
+        "## Limits",
+        "A file of a stranger can be loaded without fear: these hold before anything is done with it.",
+        table(("what", "at most"), ((what, f"{most:,}") for what, most in LIMITS.items())),
+        "## Errors",
+        "A message says where, what, the text with carets, and what there is instead. Its code keeps its meaning.",
+        table(("code", "meaning"), CODES.items()),
+        "## Specs",
+        f"What users write for a rule: `{GRAMMAR}`.",
+        table(("piece", "meaning"), ((code(piece), meaning) for piece, meaning in PIECES)),
+        "## Editors",
+        "[`rules/rule.schema.json`](../rules/rule.schema.json) is a JSON Schema of rule files: an editor that knows "
+        "one completes keys, roles and parts, and marks what is wrong. In this repository `.taplo.toml` points to it; "
+        "elsewhere, the first line of a rule file does: `#:schema path/to/rule.schema.json`.",
+    )
+
+
+def _tables() -> Iterator[str]:
+    """A heading and a table for each kind of table in a rule file, from the outside in."""
+    own = {key: field for key, field in Rule.model_fields.items() if key not in Section.model_fields}
+    yield "### The file"
+    yield _keys({**own, **Section.model_fields})
+    for path, model in _nested("", Rule):
+        yield f"### `[{path}]`"
+        yield said(model)
+        yield _keys(model.model_fields)
+
+
+def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each record that fields of a record hold, with its path in the file; `also` has the tables of the file."""
+    for key, field in model.model_fields.items():
+        held = _record(field.annotation)
+        if held is None or held is Section:
+            continue
+        name = f"{path}.{key}".lstrip(".") + (".NAME" if get_origin(field.annotation) is dict else "")
+        yield name, held
+        yield from _nested(name, held)
+
+
+def _record(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_record(argument) for argument in get_args(annotation)]
+    return next((record for record in found if record), None)
+
+
+def _keys(fields: dict[str, FieldInfo]) -> str:
+    for key, field in fields.items():
+        assert field.description, (
+            f"the key {key!r} has no Field(description=…): it is part of the documentation"
+        )
+    return table(
+        ("key", "type", "default", "meaning"),
+        (
+            (code(key), _type(field.annotation), _default(field), field.description or "")
+            for key, field in fields.items()
+        ),
+    )
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, types.UnionType):
+        words = dict.fromkeys(_type(each) for each in arguments if each is not type(None))
+        return ", ".join(word for word in words if not (word == "whole number" and "number" in words))
+    if origin is Literal:
+        return ", ".join(code(repr(each).replace("'", '"')) for each in arguments)
+    if origin is dict:
+        return f"table of {_type(arguments[1])}s by name"
+    if origin is tuple:
+        inner = _type(arguments[0])
+        return f"{inner}, or a list of them" if inner == "text" else f"list of {inner}s"
+    return WORDS.get(annotation, "table")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if (
+        default is PydanticUndefined
+        or default is None
+        or isinstance(default, BaseModel)
+        or not (default or default is False)
+    ):
+        return "nothing"
+    return code({True: "true", False: "false"}.get(default, default))
+
+
+def _sorted_operations() -> list[Operation]:
+    return [OPERATIONS[name] for name in sorted(OPERATIONS)]
+
+
+def _operation(operation: Operation) -> tuple[str, str, str, str]:
+    settings = "; ".join(_setting(name, setting) for name, setting in operation.settings.items())
+    numbers = [name for name, kind in operation.takes if kind == "number"]
+    takes = f" {', '.join(map(code, numbers))} is a number." if numbers else ""
+    takes += "".join(f" {code(f'{name}=…')} may give a value." for name in operation.optional)
+    return code(operation.call), settings, said(operation.axes), operation.doc + takes
+
+
+def _setting(name: str, setting: Setting) -> str:
+    limits = [
+        *(["must be given"] if setting.default is None else [f"{setting.default} unless given"]),
+        *([f"from {setting.min:g}"] if setting.min is not None else []),
+        *([f"to {setting.max:g}"] if setting.max is not None else []),
+        *([" ".join(map(code, setting.choices))] if setting.choices else []),
+    ]
+    return f"{code(name)}: {setting.doc} ({', '.join(limits)})"
+
+
+def _law(name: str) -> tuple[str, str, str, str]:
+    law = LAWS[name]
+    settings = ", ".join(
+        code(key) if value is None else f"{code(key)} ({value:.4g} unless given)"
+        for key, value in law.settings.items()
+    )
+    return code(name), settings, str(law.axes) if law.axes else "", law.doc

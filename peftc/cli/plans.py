@@ -1,0 +1,30 @@
+"""`peftc plan`: what rules would do to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from peftc.cli.application import app
+from peftc.cli.specs import CommandOfRules, bound
+
+
+@app.command(no_args_is_help=True, cls=CommandOfRules)
+def plan(
+    model: Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")],
+    rules: Annotated[
+        list[str],
+        typer.Argument(
+            help="Rules, as in [b]lora:q,v(rank=16)@4-11 prefix:20[/]; how they are written stands below."
+        ),
+    ],
+) -> None:
+    """Show where rules would act on a model, where not and why, and how many parameters they train."""
+    bound(rules)
+    from peftc import api
+    from peftc.finetune.models import load_as_saved
+
+    Console().print(str(api.explain(api.plan(load_as_saved(model), rules))), highlight=False, markup=False)

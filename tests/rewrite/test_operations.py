@@ -1,0 +1,144 @@
+"""Every operation of the rule language as it runs in a graph, against plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from peftc.errors import RuleError
+from peftc.lang import OPERATIONS, Term, Walk, parse, read_axes
+from peftc.lang.source import Place
+from peftc.rewrite.backend import GraphBackend
+
+AXES = {
+    "x": "batch seq d",
+    "v": "d",
+    "m": "batch seq",
+    "s": "seq",
+    "w": "d e",
+    "q": "d other",
+    "u": "batch k d",
+}
+
+
+def values() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2}
+    made = {
+        name: torch.randn([sizes[axis] for axis in axes.split()], generator=generator, dtype=torch.float64)
+        for name, axes in AXES.items()
+    }
+    return {**made, "m": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), "s": torch.tensor([0, 1, 0, 1, 1])}
+
+
+def run(text: str) -> tuple[Tensor, str]:
+    """What an expression over the values gives, and the axes that it says it has."""
+    given, graph = values(), fx.Graph()
+    terms = {name: Term(read_axes(axes), graph.placeholder(name)) for name, axes in AXES.items()}
+    term = Walk(GraphBackend(graph, "t", {}), terms.__getitem__, parse(text, Place("x"))).run()
+    assert isinstance(term.held, fx.Node)
+    graph.output(term.held)
+    out = fx.GraphModule(nn.Module(), graph)(*given.values())
+    assert out.dim() == len(term.axes)
+    return out, " ".join(term.axes)
+
+
+def rotation(q: Tensor) -> Tensor:
+    skew = (q - q.T) / 2
+    return torch.inverse(torch.eye(4, dtype=q.dtype) - skew) @ (torch.eye(4, dtype=q.dtype) + skew)
+
+
+CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
+    ("relu(x)", "batch seq d", lambda x, **_: x.clamp(min=0)),
+    ("gelu(x)", "batch seq d", lambda x, **_: x * (1 + torch.erf(x / 2**0.5)) / 2),
+    ("silu(x)", "batch seq d", lambda x, **_: x * torch.sigmoid(x)),
+    ("tanh(x)", "batch seq d", lambda x, **_: torch.tanh(x)),
+    ("sigmoid(x)", "batch seq d", lambda x, **_: 1 / (1 + torch.exp(-x))),
+    ("softplus(x)", "batch seq d", lambda x, **_: torch.log1p(torch.exp(x))),
+    ("elu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, torch.exp(x) - 1)),
+    ("leaky_relu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, x / 100)),
+    ("quick_gelu(x)", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
+    ("activate(x, kind='quick_gelu')", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
+    ("activate(x, kind='elu')", "batch seq d", lambda x, **_: functional.elu(x)),
+    ("activate(x, kind='identity')", "batch seq d", lambda x, **_: x),
+    ("exp(x)", "batch seq d", lambda x, **_: torch.exp(x)),
+    ("log(square(x) + 1)", "batch seq d", lambda x, **_: torch.log(x**2 + 1)),
+    ("sqrt(abs(x))", "batch seq d", lambda x, **_: x.abs() ** 0.5),
+    ("stop_gradient(x)", "batch seq d", lambda x, **_: x),
+    ("clamp(x, min=-0.5, max=0.25)", "batch seq d", lambda x, **_: x.clamp(-0.5, 0.25)),
+    ("softmax(x, axis='seq')", "batch seq d", lambda x, **_: torch.softmax(x, 1)),
+    ("mean(x, axis='seq')", "batch d", lambda x, **_: x.mean(1)),
+    ("sum(x, axis='batch')", "seq d", lambda x, **_: x.sum(0)),
+    ("mean(x, axis='seq', over=m)", "batch d", lambda x, **_: torch.stack([x[0, :3].mean(0), x[1].mean(0)])),
+    ("sum(x, axis='seq', over=m)", "batch d", lambda x, **_: torch.stack([x[0, :3].sum(0), x[1].sum(0)])),
+    ("mean(x, axis='seq', over=s)", "batch d", lambda x, **_: x[:, [1, 3, 4]].mean(1)),
+    ("mean(x @ v, axis='seq', over=m)", "batch", lambda x, v, **_: torch.stack([(x @ v)[0, :3].mean(), (x @ v)[1].mean()])),
+    ("max(x, axis='d')", "batch seq", lambda x, **_: x.max(-1).values),
+    ("length(w, axis='d')", "e", lambda w, **_: w.pow(2).sum(0).sqrt()),
+    ("layer_norm(x, axis='d')", "batch seq d", lambda x, **_: functional.layer_norm(x, [4])),
+    ("rms_norm(x, axis='d')", "batch seq d", lambda x, **_: x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()),
+    ("cayley(q)", "d other", lambda q, **_: rotation(q)),
+    ("rename(x @ cayley(q), axis='other', to='d')", "batch seq d", lambda x, q, **_: x @ rotation(q)),
+    ("u @ rename(u, axis='k', to='l')", "batch k l", lambda u, **_: u @ u.mT),
+    ("dropout(x, p=0)", "batch seq d", lambda x, **_: x),
+    ("concat(v * v, w, axis='d')", "", lambda **_: torch.zeros(())),
+    ("see_prefix(m, 2, axis='seq')", "batch seq", lambda m, **_: functional.pad(m, (2, 0), value=0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "axes", "want"), [c for c in CASES if c[1]], ids=[c[0] for c in CASES if c[1]]
+)
+def test_it_is_what_torch_makes_of_it(text: str, axes: str, want: Callable[..., Tensor]) -> None:
+    got, said = run(text)
+    assert said == axes
+    torch.testing.assert_close(got, want(**values()), atol=1e-12, rtol=1e-10)
+
+
+def test_every_operation_is_here() -> None:
+    used = " ".join(text for text, _, _ in CASES)
+    assert not [name for name in OPERATIONS if f"{name}(" not in used]
+
+
+def test_no_gradient_goes_through_a_stop() -> None:
+    x = torch.randn(3, requires_grad=True)
+    graph = fx.Graph()
+    term = Term(("d",), graph.placeholder("x"))
+    walk = Walk(GraphBackend(graph, "t", {}), lambda _: term, parse("x * stop_gradient(x)", Place("x")))
+    held = walk.run().held
+    assert isinstance(held, fx.Node)
+    graph.output(held)
+    fx.GraphModule(nn.Module(), graph)(x).sum().backward()
+    assert torch.equal(x.grad, x.detach())  # type: ignore[arg-type]
+
+
+def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
+    turned, _ = run("cayley(q)")
+    torch.testing.assert_close(turned @ turned.T, torch.eye(4, dtype=turned.dtype))
+    still, _ = run("cayley(q - q)")
+    assert torch.equal(still, torch.eye(4, dtype=still.dtype))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mean(x, axis='seq', over=v)", "[d] has no axis 'seq'"),
+        ("mean(w, axis='d', over=x)", "[d e] has no batch, seq, over which it is taken"),
+        ("mean(x, axis='seq', over=3)", "mean takes a value as over"),
+        ("mean(x, axis='seq', ovr=m)", "did you mean 'over'?"),
+        ("rename(x, axis='seq', to='d')", "'d' is there already"),
+        ("rename(x, axis='seq', to='D')", "'D' is no name of an axis"),
+        ("rename(x, axis='e', to='f')", "[batch seq d] has no axis 'e'"),
+        ("cayley(v)", "[d] has no two last axes with names"),
+        ("clamp(x, min=0)", "clamp needs its setting 'max'"),
+        ("length(x)", "length needs its setting 'axis'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, said: str) -> None:
+    with pytest.raises(RuleError) as caught:
+        run(text)
+    assert said in str(caught.value)
