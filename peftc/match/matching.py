@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
-from peftc.graph.reading import shape
+from peftc.graphs.reading import shape
 from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
