@@ -248,9 +248,13 @@ class Calls:
 
     def _term(self, line: Line, node: ast.expr) -> Term:
         """The axes and lengths of an argument."""
-        for each in ast.walk(node):
-            if isinstance(each, ast.Name) and each.id in self.draft.let:
-                self._binding(each.id)
+        waiting, seen = [each.id for each in ast.walk(node) if isinstance(each, ast.Name)], set[str]()
+        while waiting:  # what the argument depends on must be free of calls before it can be worked out
+            name = waiting.pop()
+            if name in self.draft.let and name not in seen:
+                seen.add(name)
+                self._binding(name)
+                waiting += self.draft.let[name].expression.names
         whole = self._whole()
         section = whole.sections[0]
         role: Signature = self.roles[0]

@@ -99,6 +99,14 @@ def test_sizes_follow_the_axes_of_the_argument() -> None:
     assert flat.parameters["gate_2_w"].axes == "few=7"
 
 
+def test_bindings_may_stand_in_any_order() -> None:
+    flat = rule(
+        GATE + MATCH + '[let]\na = "gate(c)"\nc = "d * x"\nd = "e + 1"\ne = "gate(x)"\n[rewrite]\ny = "y * a"'
+    )
+    assert flat.let["gate"] == "mean(sigmoid(c @ gate_w + gate_b), axis='seq')"
+    assert flat.let["e"] == "gate_2"
+
+
 def test_fragments_call_fragments() -> None:
     flat = rule(
         GATE
