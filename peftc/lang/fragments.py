@@ -20,7 +20,6 @@ from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import DEEPEST
 from peftc.lang.operations import OPERATIONS
 from peftc.lang.renaming import Line, calls_in, renamed_parameter
-from peftc.lang.roles import ROLES
 from peftc.lang.signature import Signature, signature
 from peftc.lang.source import Key, Place
 
@@ -136,12 +135,9 @@ class Calls:
 
     def put_in(self) -> None:
         """Replace every call by the name of a new binding."""
-        try:
-            self.roles = [
-                signature(self._whole().sections[0], role) for role in self.draft.role if role in ROLES
-            ]
-        except AxesError:
-            return  # the section's own values cannot be read, which `check` tells better
+        if not self._readable():
+            self.fragments.called |= set(self.define)  # `check` tells what is wrong with the section itself
+            return
         for line in (*self.draft.let.values(), *self.draft.rewrite.values(), *self.draft.merge.values()):
             self._refuse_unknown(line)
         for name in list(self.draft.let):
@@ -149,6 +145,15 @@ class Calls:
         for table in (self.draft.rewrite, self.draft.merge):
             for port in list(table):
                 self._replace_all(table, port)
+
+    def _readable(self) -> bool:
+        """Whether the section's roles, values and parameters can be read at all."""
+        try:
+            section = self._whole().sections[0]
+            self.roles = [signature(section, role) for role in self.draft.role]
+            return bool(self.roles) and all(p.dimensions for p in section.parameters.values() if p.axes)
+        except (AxesError, KeyError):
+            return False
 
     def _refuse_unknown(self, line: Line) -> None:
         """Raise for a call that is neither of an operation nor of a fragment."""
@@ -244,9 +249,13 @@ class Calls:
 
     def _term(self, line: Line, node: ast.expr) -> Term:
         """The axes and lengths of an argument."""
-        for each in ast.walk(node):
-            if isinstance(each, ast.Name) and each.id in self.draft.let:
-                self._binding(each.id)
+        waiting, seen = [each.id for each in ast.walk(node) if isinstance(each, ast.Name)], set[str]()
+        while waiting:  # what the argument depends on must be free of calls before it can be worked out
+            name = waiting.pop()
+            if name in self.draft.let and name not in seen:
+                seen.add(name)
+                self._binding(name)
+                waiting += self.draft.let[name].expression.names
         whole = self._whole()
         section = whole.sections[0]
         role: Signature = self.roles[0]

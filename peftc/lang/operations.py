@@ -168,7 +168,7 @@ def _define() -> None:
         ("softplus", "log(1 + exp(x)).", "torch.nn.functional.softplus"),
         ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
         ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
-        ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.graphs.operations.quick_gelu"),
+        ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
         ("exp", "eˣ.", "torch.exp"),
         ("log", "The natural logarithm.", "torch.log"),
         ("abs", "x without its sign.", "torch.abs"),

@@ -129,6 +129,10 @@ class GraphBackend:
             return terms[0].held
         return self.make(getattr(functional, kind, None) or operations.quick_gelu, terms[0].held)
 
+    def lower_quick_gelu(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """torch has none of this name."""
+        return self.make(operations.quick_gelu, terms[0].held)
+
     def lower_mean(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The mean along an axis, over all or over those that count."""
         return self.gathered(terms, settings, torch.mean, operations.mean_over)

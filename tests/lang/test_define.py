@@ -99,6 +99,14 @@ def test_sizes_follow_the_axes_of_the_argument() -> None:
     assert flat.parameters["gate_2_w"].axes == "few=7"
 
 
+def test_bindings_may_stand_in_any_order() -> None:
+    flat = rule(
+        GATE + MATCH + '[let]\na = "gate(c)"\nc = "d * x"\nd = "e + 1"\ne = "gate(x)"\n[rewrite]\ny = "y * a"'
+    )
+    assert flat.let["gate"] == "mean(sigmoid(c @ gate_w + gate_b), axis='seq')"
+    assert flat.let["e"] == "gate_2"
+
+
 def test_fragments_call_fragments() -> None:
     flat = rule(
         GATE
@@ -141,6 +149,17 @@ CASES = [
     case("R020", GATE.replace("define.gate", "define.mean"), MATCH, USE),
     case("R020", GATE.replace("h =", "w ="), MATCH, USE),
     case("R020", GATE, MATCH, '[let]\ngate = "gate(x)"\n[rewrite]\ny = "gate * y"'),
+    case("R010", GATE, MATCH.replace("batch seq d_in", "batch * d_in"), USE),
+    case(
+        "R010",
+        GATE,
+        MATCH,
+        '[parameters]\nA = { axes = "R d_in", init = "zeros" }',
+        USE.replace("gate(x)", "gate(x @ A)"),
+    ),
+    case("R023", GATE, MATCH.replace("linear", "liner"), USE),
+    case("R023", GATE, MATCH.replace('"linear"', "[]"), USE),
+    case("R025", GATE, MATCH.replace("y =", "z ="), USE),
     case("R028", GATE.replace("@ w", "@ ww"), MATCH, USE),
     case("R028", GATE.replace("@ w", "@ w * y"), MATCH, USE),
     case("R029", GATE, MATCH, USE.replace("gate(x)", "gaet(x) * gate(x)")),
