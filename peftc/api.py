@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from peftc.capture.normalise import CATALOGUE
 from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of
 from peftc.inspect import graph as graph_of
 from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
 from peftc.match import Plan
+from peftc.passes import PassSettings, Watch, read_settings
 from peftc.runtime import carry_out, look, twin
 from peftc.store import StoredModule, load_adapter
 
@@ -28,6 +30,11 @@ def default_rules() -> tuple[Bound, ...]:
     return bind_all([rule for rule in rules() if rule.default])
 
 
+def pass_settings(passes: str | Iterable[str], watch: Watch | None) -> PassSettings:
+    """What a person says of the passes."""
+    return read_settings([passes] if isinstance(passes, str) else passes, CATALOGUE, watch)
+
+
 def plan(
     model: nn.Module,
     rules: RuleLike | Iterable[RuleLike],
@@ -35,6 +42,8 @@ def plan(
     *,
     defaults: bool = True,
     budget: int | None = None,
+    passes: str | Iterable[str] = (),
+    watch: Watch | None = None,
 ) -> Plan:
     """What compiling would do: every site, every application, every skip with its reason. Makes nothing.
 
@@ -44,13 +53,17 @@ def plan(
         example_inputs: arguments of `forward` by name; a transformers model needs none.
         defaults: whether rules that act by default do.
         budget: largest number of new parameters.
+        passes: how graphs are normalised: `"fold_masks(longest=64)"` sets an option of a pass, `"-group_heads"`
+            turns one off; `peftc passes` lists them.
+        watch: called after every pass with its `PassRecord` and the graph it left.
 
     Raises:
         SpecError, RuleError: a rule cannot be read.
         MatchError: it does not fit the model.
         CaptureError: the model cannot be captured.
     """
-    return look(model, bind_all(rules), example_inputs, default_rules() if defaults else (), budget).plan
+    bounds, settings = bind_all(rules), pass_settings(passes, watch)
+    return look(model, bounds, example_inputs, default_rules() if defaults else (), budget, settings).plan
 
 
 def compile(  # noqa: A001 - named as torch.compile is
@@ -60,13 +73,15 @@ def compile(  # noqa: A001 - named as torch.compile is
     *,
     defaults: bool = True,
     budget: int | None = None,
+    passes: str | Iterable[str] = (),
+    watch: Watch | None = None,
 ) -> nn.Module:
     """A module of the model's own class, with the rules in it. Arguments and errors are those of `plan`.
 
     The model is not changed. Its frozen weights are shared, not copied.
     """
-    bounds, copied = bind_all(rules), twin(model)
-    looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget)
+    bounds, settings, copied = bind_all(rules), pass_settings(passes, watch), twin(model)
+    looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget, settings)
     return carry_out(looked, copied, StoredModule)
 
 

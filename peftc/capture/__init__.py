@@ -8,13 +8,20 @@ from torch import Tensor, nn
 from peftc.capture.export import export_call
 from peftc.capture.normalise import normalise
 from peftc.graphs.program import Program
-from peftc.passes import PassRecord
+from peftc.passes import AS_MADE, PassRecord, PassSettings
 
 
 def capture(
-    root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    path: str = "",
+    *,
+    exact: bool = False,
+    settings: PassSettings = AS_MADE,
 ) -> tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]:
     """Capture one call of `root`, at `path` of its model, and normalise it; `exact`: for these sizes only.
+
+    `settings` say how its passes run.
 
     Returns:
         The program, the constants that tracing lifted out of the model's code, and what each pass did.
@@ -23,7 +30,7 @@ def capture(
         CaptureError: the model cannot be captured.
     """
     raw, constants = export_call(root, arguments, path, exact=exact)
-    program, records = normalise(raw)
+    program, records = normalise(raw, settings)
     return program, constants, records
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -36,6 +36,8 @@ class SpellAttention:
 @dataclass(frozen=True)
 class GroupHeads:
     """Key heads that are repeated for the query heads of their group are handed over unrepeated."""
+
+    optional: ClassVar[bool] = True
 
     def run(self, graph: fx.Graph) -> int:
         """Undo `repeat_kv` before each attention."""
@@ -79,6 +81,8 @@ class RecogniseAttention:
     anything but a sum with a mask goes into (a soft cap), is left alone; a bias that is a function of a
     parameter stays a mask.
     """
+
+    optional: ClassVar[bool] = True
 
     def run(self, graph: fx.Graph) -> int:
         """Rewrite every written-out attention."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 from math import ceil, isfinite
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -18,8 +19,8 @@ from torch.utils import _pytree as pytree
 from peftc.capture.mask_forms import Forms
 from peftc.graphs.evaluating import evaluate
 from peftc.graphs.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
+from peftc.passes import setting
 
-LONGEST = 2048  # a mask whose constants ask for a greater length is not tried
 HIDING = 1e4  # a float beyond this is what a mask adds to hide a key
 
 # These read the size of their input and not its content.
@@ -43,9 +44,14 @@ class FoldMasks:
     """Attention without a mask where there is nothing to hide, `is_causal` where the mask is exactly causal.
 
     Attributes:
+        longest: the greatest length that is tried.
         ones: inputs that are known to be all ones.
     """
 
+    optional: ClassVar[bool] = True
+    longest: int = setting(
+        2048, "A mask whose constants ask for more tokens than this to be told apart is not tried.", min=1
+    )
     ones: tuple[str, ...] = ()
 
     def run(self, graph: fx.Graph) -> int:
@@ -75,7 +81,7 @@ class FoldMasks:
             return "other"
         # Comparisons of plain sums: beyond all constants together, no length shows anything new.
         beyond = 4 * sum(c for node in nodes for c in numbers(node) if c < DYNAMIC_SIZE // 2) + 5
-        if beyond > LONGEST:
+        if beyond > self.longest:
             return "other"
         try:
             kinds = {self.kind_at(mask, nodes, 2, length) for length in (3, 8, beyond)}

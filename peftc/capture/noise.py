@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -33,6 +34,8 @@ class RemoveAsserts:
 @dataclass(frozen=True)
 class RemoveNoOps:
     """Casts to the same dtype, slices of everything, expansions to the same shape, additions of integer 0."""
+
+    optional: ClassVar[bool] = True
 
     def run(self, graph: fx.Graph) -> int:
         """Replace each by its input."""
@@ -89,6 +92,8 @@ def writes(node: fx.Node) -> bool:
 @dataclass(frozen=True)
 class RemoveEmptyParts:
     """Concatenations with an empty tensor, as a fresh cache makes them, lose it; one part is itself."""
+
+    optional: ClassVar[bool] = True
 
     def run(self, graph: fx.Graph) -> int:
         """Rewrite them."""

@@ -12,38 +12,40 @@ from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts,
 from peftc.capture.norms import RecogniseRmsNorm
 from peftc.graphs.program import Program, copy_graph
 from peftc.graphs.reading import ancestors, is_call, value
-from peftc.passes import PassRecord, Pipeline
+from peftc.passes import AS_MADE, Pass, PassRecord, PassSettings
 
 
-def pipeline(training: bool, mixed: bool = False) -> Pipeline:
+def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
     """The passes that run on every capture, in order."""
-    return Pipeline(
-        (
-            RemoveAsserts(),
-            MakeFunctional(),
-            RemoveNoOps(),
-            RemoveEmptyParts(),
-            ReadModeAtRunTime(training, mixed),
-            OuterProducts(),
-            RecogniseRmsNorm(),
-            RemoveDeadCode(),
-            SpellAttention(),
-            RecogniseAttention(),
-            FoldMasks(),
-            GroupHeads(),
-            RemoveDeadCode(),
-        )
+    return (
+        RemoveAsserts(),
+        MakeFunctional(),
+        RemoveNoOps(),
+        RemoveEmptyParts(),
+        ReadModeAtRunTime(training, mixed),
+        OuterProducts(),
+        RecogniseRmsNorm(),
+        RemoveDeadCode(),
+        SpellAttention(),
+        RecogniseAttention(),
+        FoldMasks(),
+        GroupHeads(),
+        RemoveDeadCode(),
     )
 
 
-def normalise(program: Program) -> tuple[Program, tuple[PassRecord, ...]]:
+CATALOGUE: tuple[type[Pass], ...] = tuple(dict.fromkeys(type(step) for step in passes()))
+"""Every kind of pass there is, in the order in which they first run."""
+
+
+def normalise(program: Program, settings: PassSettings = AS_MADE) -> tuple[Program, tuple[PassRecord, ...]]:
     """A program with its graph in one spelling, and what each pass did."""
     graph, _ = copy_graph(program.graph)
-    records = pipeline(program.training, program.mixed).run(graph)
+    records = settings.pipeline(passes(program.training, program.mixed)).run(graph)
     return program.with_graph(graph), records
 
 
-def for_ones(program: Program) -> Program | None:
+def for_ones(program: Program, settings: PassSettings = AS_MADE) -> Program | None:
     """The same program for calls whose mask inputs are all ones, if that lets go of masks; else None."""
     masks = [
         mask
@@ -56,7 +58,8 @@ def for_ones(program: Program) -> Program | None:
     if not ones:
         return None
     graph, _ = copy_graph(program.graph)
-    if not FoldMasks(ones).run(graph):
+    fold = settings.set(FoldMasks(ones=ones))
+    if fold is None or not fold.run(graph):
         return None
     RemoveDeadCode().run(graph)
     return program.with_graph(graph, ones=ones)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -14,6 +14,8 @@ from peftc.graphs.reading import MODULES, argument, is_call, is_tensor, value
 @dataclass(frozen=True)
 class RecogniseRmsNorm:
     """`w * (x * rsqrt(mean(x², -1) + eps))`, with or without a cast up before and down after: `rms_norm`."""
+
+    optional: ClassVar[bool] = True
 
     def run(self, graph: fx.Graph) -> int:
         """Replace every spelling that computes exactly this."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 from peftc.errors import OptionValueError, SpecError, UnknownOptionError, UnknownRuleError, carets, instead
 from peftc.lang.axes import Constant
 from peftc.lang.check import check
-from peftc.lang.document import Option, Rule, Section
+from peftc.lang.document import Rule, Section
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.reading import read_mapping
 from peftc.lang.roles import SCOPES, accepts, known_words
@@ -143,7 +143,7 @@ def _bind_spec(spec: Spec, library: Library) -> Bound:
             fields["part"] = spec.shorthand.text
         else:
             request.spans[rule.shorthand] = spec.shorthand
-            options[rule.shorthand] = _value(spec.shorthand.text, rule.options[rule.shorthand])
+            options[rule.shorthand] = rule.options[rule.shorthand].read(spec.shorthand.text)
     for setting in spec.settings:
         name = setting.name.text
         if name in options:
@@ -270,21 +270,7 @@ def _spec_value(setting: Setting, rule: Rule) -> object:
     option = rule.options.get(setting.name.text)
     if option is None or setting.quoted:
         return setting.value.text
-    return _value(setting.value.text, option)
-
-
-def _value(text: str, option: Option) -> object:
-    """The value that a word of a spec stands for; a text option takes any word as it is."""
-    if isinstance(option.default, str):
-        return text
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return option.read(setting.value.text)
 
 
 def _options_hint(rule: Rule) -> str:

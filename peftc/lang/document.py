@@ -75,6 +75,19 @@ class Option(Data):
             return f"must be at most {self.max}, not {value}"
         return None
 
+    def read(self, text: str) -> Constant:
+        """The value that a word stands for, of whatever type it looks; an option of texts takes any as it is."""
+        if isinstance(self.default, str):
+            return text
+        if text in ("true", "false"):
+            return text == "true"
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return text
+
     def typed(self, value: Constant) -> Constant:
         """`value` as this option holds it; call `problem` first."""
         return float(value) if isinstance(self.default, float) else value

@@ -15,7 +15,7 @@ from peftc.capture.signature import Call, Key, Parameters, example_call, mode_ke
 from peftc.graphs.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
-from peftc.passes import PassRecord
+from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.runtime.build import build
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.engine import Engine
@@ -29,6 +29,7 @@ class Look:
         call: the call whose signature was captured.
         mode: what the model's mode was before the capture.
         constants: tensors that tracing lifted out of the model's code.
+        passes: how captures are normalised.
     """
 
     analysis: Analysis
@@ -38,6 +39,7 @@ class Look:
     mode: Key
     constants: Mapping[str, Tensor] = field(hash=False)
     records: tuple[PassRecord, ...]
+    passes: PassSettings = AS_MADE
 
 
 def look(
@@ -46,6 +48,7 @@ def look(
     example_inputs: Mapping[str, Any] | None = None,
     defaults: Iterable[Bound] = (),
     budget: int | None = None,
+    passes: PassSettings = AS_MADE,
 ) -> Look:
     """Capture a model once, find its sites and match the rules.
 
@@ -56,10 +59,10 @@ def look(
     # As the engine reads any call: the program will serve calls with these arguments in any order.
     call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
     mode = mode_key(model, list(model.modules()))
-    program, constants, records = capture(model, example_call(call.arguments))
+    program, constants, records = capture(model, example_call(call.arguments), settings=passes)
     analysis = analyse(program.graph, model)
     plan = make_plan(bounds, analysis, model, defaults, budget)
-    return Look(analysis, plan, program, call, mode, constants, records)
+    return Look(analysis, plan, program, call, mode, constants, records, passes)
 
 
 def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = CompiledModule) -> nn.Module:
@@ -69,7 +72,7 @@ def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = Comp
         looked: what `look` found in `copied`.
         kind: the class that the compiled module's methods come from.
     """
-    engine = Engine(copied, looked.plan, looked.analysis.blocks)
+    engine = Engine(copied, looked.plan, looked.analysis.blocks, looked.passes)
     compiled = build(copied, looked.plan, engine, kind)
     engine.install(
         looked.program, looked.analysis, looked.constants, looked.records, looked.call, looked.mode

@@ -22,7 +22,7 @@ from peftc.errors import ProgramError
 from peftc.graphs.program import Program
 from peftc.graphs.verifying import verify
 from peftc.match.plan import Plan
-from peftc.passes import PassRecord
+from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.rewrite import rewrite, without_adapters
 
 
@@ -59,10 +59,13 @@ class Engine:
         root: the compiled module.
         plan: what to put into every captured graph.
         blocks: path of every repeated block.
+        passes: how captures are normalised.
     """
 
-    def __init__(self, root: nn.Module, plan: Plan, blocks: Mapping[str, int]) -> None:
-        self.root, self.plan, self.blocks = root, plan, blocks
+    def __init__(
+        self, root: nn.Module, plan: Plan, blocks: Mapping[str, int], passes: PassSettings = AS_MADE
+    ) -> None:
+        self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
         self.enabled = True
         self.inputs_require_grads = False
         self.templates = Templates()
@@ -149,7 +152,9 @@ class Engine:
         with self.lock:
             module = self.root.get_submodule(path)
             with self.plain_classes():
-                program, constants, records = capture(module, arguments, path, exact=exact)
+                program, constants, records = capture(
+                    module, arguments, path, exact=exact, settings=self.passes
+                )
             after = (path, enabled, self.mode(path, module), key[3])
             # A first call may write to the config: then both states have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
@@ -193,7 +198,7 @@ class Engine:
         enabled = next(iter(keys))[1]
         self.keep_constants(constants)
         entry = self.entry(program, enabled, records, analysis)
-        fast = for_ones(program)
+        fast = for_ones(program, self.passes)
         if fast is not None:
             positions = tuple(program.inputs.index(name) for name in fast.ones)
             entry = replace(entry, ones=positions, fast=self.entry(fast, enabled, ()))

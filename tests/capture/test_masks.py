@@ -125,11 +125,43 @@ def every_seventh_hidden(length: int) -> Tensor:
     return (key <= query) & ((query - key) % 7 != 6)
 
 
+def documents(positions: Tensor) -> Tensor:
+    """Causal within each document: a new one begins where positions do not go on by one. positions: [rows length]."""
+    ends = torch.diff(positions, prepend=positions[:, :1] - 1, dim=-1) != 1
+    document = ends.cumsum(-1)
+    rows = torch.arange(positions.shape[0])[:, None, None, None]
+    query = torch.arange(positions.shape[1])[None, None, :, None]
+    key = torch.arange(positions.shape[1])[None, None, None, :]
+    return (document[rows, query] == document[rows, key]) & (positions[rows, key] <= positions[rows, query])
+
+
+def one_document(length: int) -> Tensor:
+    return documents(torch.arange(length).unsqueeze(0).expand(2, -1))
+
+
+def one_document_from_seven(length: int) -> Tensor:
+    return documents(torch.arange(7, length + 7).unsqueeze(0).expand(2, -1))
+
+
+def a_document_a_token(length: int) -> Tensor:
+    return documents(torch.arange(0, 2 * length, 2).unsqueeze(0).expand(2, -1))
+
+
+def documents_by_halves(length: int) -> Tensor:
+    return documents(torch.arange(length).unsqueeze(0).expand(2, -1) // 2)
+
+
+def document_by_row(length: int) -> Tensor:
+    return documents(torch.arange(2).unsqueeze(1).expand(-1, length))
+
+
 def values(length: int) -> Tensor:
     return torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("mask", [causal, causal_triangle, causal_numbers])
+@pytest.mark.parametrize(
+    "mask", [causal, causal_triangle, causal_numbers, one_document, one_document_from_seven]
+)
 def test_causal_masks_become_the_causal_kernel(mask: Mask) -> None:
     module = Masked(mask)
     program = captured(module, x=values(7))
@@ -168,6 +200,9 @@ def test_a_mask_that_hides_nothing_goes() -> None:
         window_of_half_the_length,
         window_by_two_bounds,
         every_seventh_hidden,
+        a_document_a_token,
+        documents_by_halves,
+        document_by_row,
     ],
 )
 def test_twins_keep_their_mask(mask: Mask) -> None:

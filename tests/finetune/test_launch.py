@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 LAUNCHERS = {
     "one": ["-m", "peftc"],
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "peftc"],
+    # Without MPI, accelerate starts one process on the CPU; several are started as for several accelerators.
     "accelerate": [
-        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "peftc"),
     ],
 }
