@@ -42,6 +42,17 @@ class Look:
     passes: PassSettings = AS_MADE
 
 
+def capture_example(
+    model: nn.Module, example_inputs: Mapping[str, Any] | None = None, passes: PassSettings = AS_MADE
+) -> tuple[Call, Key, tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]]:
+    """An example call of a model, the mode the model was in, and what `capture` makes of the call."""
+    prepare(model)
+    # As the engine reads any call: the program will serve calls with these arguments in any order.
+    call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
+    mode = mode_key(model, list(model.modules()))
+    return call, mode, capture(model, example_call(call.arguments), settings=passes)
+
+
 def look(
     model: nn.Module,
     bounds: Sequence[Bound],
@@ -55,11 +66,7 @@ def look(
     Raises:
         MatchError: the rules do not fit the model. CaptureError: the model cannot be captured.
     """
-    prepare(model)
-    # As the engine reads any call: the program will serve calls with these arguments in any order.
-    call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
-    mode = mode_key(model, list(model.modules()))
-    program, constants, records = capture(model, example_call(call.arguments), settings=passes)
+    call, mode, (program, constants, records) = capture_example(model, example_inputs, passes)
     analysis = analyse(program.graph, model)
     plan = make_plan(bounds, analysis, model, defaults, budget)
     return Look(analysis, plan, program, call, mode, constants, records, passes)
