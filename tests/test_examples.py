@@ -36,6 +36,19 @@ def test_quickstart_is_short() -> None:
     assert len((EXAMPLES / "quickstart.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
+def test_the_first_rule(tmp_path: Path) -> None:
+    said = run("first_rule/train.py", tmp_path)
+    assert "linear down" in said
+    assert "loaded again: [1, 0, 1, 0, 1, 0, 1, 0]" in said
+
+
+def test_the_first_rule_is_its_equations(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", str(EXAMPLES / "first_rule" / "test_ia3.py")]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "2 passed" in done.stdout
+
+
 @pytest.mark.slow
 def test_causal_language_model(tmp_path: Path) -> None:
     said = run("causal_lm.py", tmp_path, "--steps", "4")
