@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,18 +96,19 @@ def graph(
     console.print(shown)
 
 
-def pass_names(given: list[str] | tuple[()]) -> frozenset[str]:
+def pass_names(given: Iterable[str]) -> frozenset[str]:
     """Names of passes, checked before anything slow happens; `all` stands for itself."""
     from peftc.capture.normalise import CATALOGUE
     from peftc.passes import name_of
 
     known = [EVERY, *(name_of(kind) for kind in CATALOGUE)]
-    for name in given:
+    names = frozenset(given)
+    for name in sorted(names):
         if name not in known:
             raise UnknownOptionError(
                 f"there is no pass {name!r}", where="--print-after", hint=instead(name, known)
             )
-    return frozenset(given)
+    return names
 
 
 def printer(console: Console, wanted: frozenset[str]) -> Callable[[PassRecord, fx.Graph], None]:
@@ -126,12 +127,6 @@ def printer(console: Console, wanted: frozenset[str]) -> Callable[[PassRecord, f
 def timetable(records: list[PassRecord]) -> Table:
     """A row for each pass that has run."""
     table = Table("pass", "changed", "nodes after", "ms", box=None, header_style="bold")
-    for row in rows(records):
-        table.add_row(*row)
-    return table
-
-
-def rows(records: list[PassRecord]) -> Iterator[tuple[str, ...]]:
-    """What the table of passes says."""
     for record in records:
-        yield record.name, str(record.changed), str(record.nodes), f"{record.seconds * 1000:.1f}"
+        table.add_row(record.name, str(record.changed), str(record.nodes), f"{record.seconds * 1000:.1f}")
+    return table
