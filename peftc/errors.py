@@ -16,6 +16,7 @@ PeftcError
 │   ├── ConflictError          two rules on one port, or a circle in their order
 │   └── BudgetError            more new parameters than allowed
 ├── CaptureError               the model cannot be captured as a graph
+├── ScheduleError              a schedule cannot be carried out in this training run
 ├── ProgramError               a call that the compiled module cannot serve
 ├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
@@ -128,6 +129,10 @@ class BudgetError(MatchError):
 
 class CaptureError(PeftcError):
     """The model cannot be captured as a graph; `detail` holds the model's own line."""
+
+
+class ScheduleError(PeftcError):
+    """A schedule cannot be carried out in this training run."""
 
 
 class ProgramError(PeftcError):

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.making.markdown import code, page, said, table
-from peftc.lang import CODES, GRAMMAR, LAWS, OPERATIONS, PIECES, Operation, Rule, Section
+from peftc.lang import CODES, GRAMMAR, LAWS, OPERATIONS, PIECES, POLICIES, Operation, Rule, Section
 from peftc.lang.axes import contract, meet, read_axes, read_dimensions
 from peftc.lang.expression import CONDITION_WORDS, EXPRESSION_WORDS
 from peftc.lang.limits import LIMITS
@@ -52,6 +52,12 @@ def language() -> str:
         table(
             ("operation", "settings", "axes", "meaning"), (_operation(each) for each in _sorted_operations())
         ),
+        "## Policies",
+        "What a `schedule` can name. Policies act between two steps of the optimiser: `peftc finetune` carries them "
+        "out; with a Trainer of your own, give it the callback `peftc.finetune.schedules.RunSchedules(compiled)`; in "
+        "a loop of your own, call `compiled.update_schedules(step, total)` after each `optimizer.step()`. Whatever "
+        "they need to go on is in `compiled.schedules.state_dict()`.",
+        table(("policy", "parameters", "settings", "meaning"), (_policy(name) for name in sorted(POLICIES))),
         "## Initial laws",
         table(("law", "settings", "axes at least", "meaning"), (_law(name) for name in sorted(LAWS))),
         "## Limits",
@@ -164,6 +170,16 @@ def _setting(name: str, setting: Setting) -> str:
         *([" ".join(map(code, setting.choices))] if setting.choices else []),
     ]
     return f"{code(name)}: {setting.doc} ({', '.join(limits)})"
+
+
+def _policy(name: str) -> tuple[str, str, str, str]:
+    policy = POLICIES[name]
+    targets = "; ".join(
+        f"{code(key)}: {target.doc} ({'trained' if target.trainable else 'frozen'})"
+        for key, target in policy.takes.items()
+    )
+    settings = "; ".join(_setting(key, setting) for key, setting in policy.settings.items())
+    return code(name), targets, settings, f"{policy.doc} {policy.paper}".rstrip()
 
 
 def _law(name: str) -> tuple[str, str, str, str]:

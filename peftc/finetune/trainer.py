@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -18,8 +19,10 @@ from transformers.trainer_utils import EvalPrediction
 
 from peftc.finetune.encoding import Collator, Encoded
 from peftc.finetune.sampling import LengthGrouped
+from peftc.finetune.schedules import RunSchedules
 
 ADAPTER_FOLDER = "adapter"
+SCHEDULE_FILE = "schedules.safetensors"
 
 
 class AdapterTrainer(Trainer):
@@ -45,6 +48,8 @@ class AdapterTrainer(Trainer):
             compute_metrics=compute_metrics,
             callbacks=callbacks,
         )
+        if self.compiled.schedules.scheduled:
+            self.add_callback(RunSchedules(self.compiled))
         # Each number of tokens would be one more argument of forward, and so another call signature to
         # capture.
         self.model_accepts_loss_kwargs = False
@@ -66,9 +71,14 @@ class AdapterTrainer(Trainer):
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.compiled.save_pretrained(folder / ADAPTER_FOLDER, overwrite=True)
+        if state := self.compiled.schedules.state_dict():
+            save_file(state, folder / SCHEDULE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.compiled.load_adapter_weights(Path(resume_from_checkpoint) / ADAPTER_FOLDER)
+        folder = Path(resume_from_checkpoint)
+        self.compiled.load_adapter_weights(folder / ADAPTER_FOLDER)
+        if (folder / SCHEDULE_FILE).is_file():
+            self.compiled.schedules.load_state_dict(load_file(folder / SCHEDULE_FILE), self.args.device)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

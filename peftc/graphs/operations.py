@@ -44,6 +44,17 @@ def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
 
+def take_rows(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """The rows of x [rows ...] in some ranges, one below the other."""
+    pieces = [x[start:stop] for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 0)
+
+
+def add_loss(loss: Tensor, more: Tensor) -> Tensor:
+    """A model's loss and what rules add to it, in the dtype and on the device of the loss."""
+    return loss + more.to(loss)
+
+
 def put_channels(x: Tensor, new: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """x [... channels] with the channels of some ranges replaced by `new`, as `take_channels` orders them."""
     pieces, last, taken = [], 0, 0
@@ -93,3 +104,35 @@ def cayley(x: Tensor) -> Tensor:
     one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     rotation: Tensor = torch.linalg.solve(one - skew, one + skew)
     return rotation
+
+
+def softmax_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
+    """Softmax of x along one axis, over those alone for which `counts` is not 0; all 0 where there are none."""
+    kept = counts != 0
+    # The largest number is taken off so that nothing overflows; where nothing counts it is made finite.
+    largest = x.masked_fill(~kept, float("-inf")).amax(axis, keepdim=True).clamp(min=torch.finfo(x.dtype).min)
+    raised = (x - largest.detach()).masked_fill(~kept, float("-inf")).exp()
+    return raised / raised.sum(axis, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def identity_like(x: Tensor) -> Tensor:
+    """The identity matrix over the last two axes of x [... n n], in its dtype."""
+    return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(x.shape)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Orthonormal columns of x [... m n], m ≥ n, as Gram and Schmidt make them: x = Q R with R's diagonal above 0."""
+    q, r = torch.linalg.qr(x)
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
+    columns: Tensor = q * sign.unsqueeze(-2)
+    return columns
+
+
+def masked(x: Tensor, keep: Tensor) -> Tensor:
+    """x where `keep` (lined up with x) is not 0, else 0."""
+    return torch.where(keep != 0, x, 0.0)
+
+
+def by_mode(training: bool, x: Tensor, otherwise: float) -> Tensor:
+    """x while training, else a tensor like it of one number."""
+    return x if training else torch.full_like(x, otherwise)

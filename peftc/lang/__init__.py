@@ -20,11 +20,13 @@ from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, unmet
 from peftc.lang.document import (
     Define,
+    Loss,
     Match,
     MatchChange,
     Option,
     Parameter,
     Rule,
+    Schedule,
     Section,
     Train,
     Use,
@@ -34,6 +36,7 @@ from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
+from peftc.lang.policies import POLICIES, Policy, Target, register_policy
 from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.scope import Scope
@@ -52,6 +55,7 @@ __all__ = [
     "LAWS",
     "OPERATIONS",
     "PIECES",
+    "POLICIES",
     "ROLES",
     "SCOPES",
     "Axes",
@@ -68,6 +72,7 @@ __all__ = [
     "Law",
     "Layers",
     "Library",
+    "Loss",
     "Match",
     "MatchChange",
     "Operation",
@@ -75,16 +80,19 @@ __all__ = [
     "Parameter",
     "PartSelector",
     "Place",
+    "Policy",
     "Port",
     "Role",
     "Rule",
     "RuleLike",
+    "Schedule",
     "Scope",
     "Section",
     "Setting",
     "Signature",
     "Source",
     "Spec",
+    "Target",
     "Term",
     "Train",
     "Unknown",
@@ -112,6 +120,7 @@ __all__ = [
     "read_spec",
     "read_text",
     "register",
+    "register_policy",
     "show",
     "signature",
     "unmet",

@@ -23,6 +23,7 @@ from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions
 from peftc.lang.signature import Signature, fit, signature
 from peftc.lang.source import Key, Place
+from peftc.lang.training import check_training
 
 IDLE = "read it where it acts, or take it out"
 INSERTS = frozenset({"never", "auto", "always"})
@@ -114,6 +115,7 @@ class _SectionCheck:
         self._check_where(signatures)
         self._check_ports()
         self._check_train()
+        self.used |= check_training(self.rule, self.section)
         read = expressions(self.rule, self.section).values()
         variants = list(self._variants({name for expression in read for name in expression.names}))
         walked = len(signatures) * len(variants) * sum(len(expression.text) for expression in read)
@@ -184,6 +186,8 @@ class _SectionCheck:
             *((port, "a port", ("match", "values")) for port in sorted(ports)),
             *((name, "a parameter", ("parameters", name)) for name in self.section.parameters),
             *((name, "a binding", ("let", name)) for name in self.section.let),
+            *((name, "a loss", ("loss", name)) for name in self.section.loss),
+            *((name, "a schedule", ("schedule", name)) for name in self.section.schedule),
         )
         for name, what, keys in named:
             if name in taken:
@@ -336,6 +340,8 @@ class _SectionCheck:
                 raise fault(
                     "R040", self._place("merge", port), f"a merge cannot change the length of {changed[0]!r}"
                 )
+        for name in self.section.loss:
+            scope.loss(name)
         self.used |= scope.used
 
     def _check_lengths(self, role: Signature, rewritten: Mapping[str, Term]) -> None:

@@ -65,7 +65,11 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R053": "Used rules exclude each other, or stand in the wrong order.",
         "R054": "Fragments call each other in a circle.",
         "R055": "A fragment is never called.",
-        "R056": "A merge makes parameters of its own.",
+        "R056": "A merge or a term of the loss makes parameters of its own.",
+        # training: RuleCheckError
+        "R057": "A term of the loss is no single number, or depends on a call.",
+        "R058": "No policy has this name.",
+        "R059": "A schedule does not fit its policy.",
     }
 )
 

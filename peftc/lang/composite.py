@@ -17,7 +17,7 @@ from peftc.lang.draft import Draft, assemble, draft_of
 from peftc.lang.expression import is_name
 from peftc.lang.fragments import Fragments
 from peftc.lang.overrides import Overrides
-from peftc.lang.renaming import Line, renamed_parameter
+from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_schedule
 from peftc.lang.source import Place
 
 MOST_RULES = 16
@@ -118,8 +118,13 @@ class Composite:
 
     def _refuse_long(self, place: Place, use: Use, used: Rule, label: str) -> None:
         """With the label in front, names must still be names."""
-        named = [name for section in used.sections for name in (*section.parameters, *section.let)]
-        longest = max((*used.options, *named, *use.parameters, *use.let), key=len, default="")
+        named = [
+            name
+            for section in used.sections
+            for name in (*section.parameters, *section.let, *section.loss, *section.schedule)
+        ]
+        own = (*use.parameters, *use.let, *use.loss, *use.schedule)
+        longest = max((*used.options, *named, *own), key=len, default="")
         if not is_name(f"{label}_{longest}"):
             message = f"'{label}_{longest}' cannot be a name: it is too long, or has __ in it"
             raise fault("R020", place, message, hint="give the use another label")
@@ -204,6 +209,12 @@ def _relabelled(draft: Draft, place: Place, label: str, options: Mapping[str, st
         "train": {
             port: (train.model_copy(update={"insert": options.get(train.insert or "")}), at.taken_by(place))
             for port, (train, at) in draft.train.items()
+        },
+        "loss": keyed(draft.loss),
+        "losses": {f"{label}_{name}": renamed_loss(term, options) for name, term in draft.losses.items()},
+        "schedule": {
+            f"{label}_{name}": (renamed_schedule(told, names, options), at.taken_by(place))
+            for name, (told, at) in draft.schedule.items()
         },
         "places": {keys: at.taken_by(place) for keys, at in draft.places.items()},
     }

@@ -135,7 +135,8 @@ class Parameter(Data):
         default=None, description="Its number format; that of the model unless given."
     )
     trainable: bool = Field(
-        default=True, description="Whether it is trained; one that is not stays as it started."
+        default=True,
+        description="Whether it is trained; one that is not stays as it started, but for a schedule.",
     )
     share: Literal["site", "layer", "model"] = Field(
         default="site", description="Whether each site has one, all sites of a layer, or all of the model."
@@ -171,6 +172,33 @@ class Train(Data):
     )
 
 
+class Loss(Data):
+    """A term that is added to the model's own loss while it trains, such as a penalty on what the rule made.
+
+    It reads parameters, weights and options, no values of a call: so it is the same for every batch.
+    """
+
+    value: str = Field(description="The term at one site: an expression that is a single number.")
+    weight: int | float | Name = Field(
+        default=1.0, description="The factor on the term: a number, or an option that is one."
+    )
+    reduce: Literal["mean", "sum"] = Field(
+        default="mean", description="What is taken of the terms of all the sites the section goes to."
+    )
+
+
+class Schedule(Data):
+    """A policy that changes parameters of the rule after each step of the optimiser."""
+
+    policy: Name = Field(description="The name of the policy.")
+    parameters: Annotated[dict[Name, Name], Field(min_length=1)] = Field(
+        description="Which parameter of this section stands for which of the policy's."
+    )
+    settings: dict[Name, int | float | str] = Field(
+        default_factory=dict, description="The policy's settings: numbers, texts or names of options."
+    )
+
+
 class Section(Data):
     """A match, and what is done at its sites. A rule is one section, and may have more under `also`."""
 
@@ -196,6 +224,13 @@ class Section(Data):
     train: dict[Name, Train] = Field(
         default_factory=dict, description="Weights of the model that become trainable, by port."
     )
+    loss: dict[Name, Loss] = Field(
+        default_factory=dict, description="Terms that are added to the loss while the model trains, by name."
+    )
+    schedule: dict[Name, Schedule] = Field(
+        default_factory=dict,
+        description="Policies that change parameters of this section in the course of training, by name.",
+    )
 
     def values(self) -> dict[str, Axes]:
         """The axes that the match gives to ports."""
@@ -220,7 +255,8 @@ class Use(Data):
     The used rule's options become options of this rule, called `<label>_<option>`, with the default that
     `options` gives; a text that is the name of an option of this rule puts that one in its place. A `let`
     replaces the binding of its name and may read the old one by that name; other names are new bindings.
-    `parameters` and `rewrite` replace or add, key by key; `merge = false` leaves the used rule's merge out.
+    `parameters`, `rewrite`, `loss` and `schedule` replace or add, key by key; `merge = false` leaves the used
+    rule's merge out.
     """
 
     rule: RuleName = Field(description="The name of the used rule.")
@@ -240,6 +276,10 @@ class Use(Data):
         description="Bindings to replace, which may read the old ones by name, or to add.",
     )
     rewrite: dict[Name, str] = Field(default_factory=dict, description="Rewrites to replace or to add.")
+    loss: dict[Name, Loss] = Field(default_factory=dict, description="Loss terms to replace or to add.")
+    schedule: dict[Name, Schedule] = Field(
+        default_factory=dict, description="Schedules to replace or to add."
+    )
     merge: bool = Field(default=True, description="Whether the used rule's merge holds here.")
 
 

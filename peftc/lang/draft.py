@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftc.lang.document import Option, Parameter, Rule, Section, Train
+from peftc.lang.document import Loss, Option, Parameter, Rule, Schedule, Section, Train
 from peftc.lang.initial import read_initial
 from peftc.lang.reading import read_mapping
 from peftc.lang.renaming import Line
 from peftc.lang.roles import ROLES
 from peftc.lang.source import Key, Place, Source
 
-TABLES = ("match", "parameters", "let", "rewrite", "merge", "train")
+TABLES = ("match", "parameters", "let", "rewrite", "merge", "train", "loss", "schedule")
 
 
 @dataclass
@@ -30,6 +30,9 @@ class Draft:
     rewrite: dict[str, Line] = field(default_factory=dict)
     merge: dict[str, Line] = field(default_factory=dict)
     train: dict[str, tuple[Train, Place]] = field(default_factory=dict)
+    loss: dict[str, Line] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
+    schedule: dict[str, tuple[Schedule, Place]] = field(default_factory=dict)
     required: bool = False
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
@@ -48,7 +51,8 @@ class Draft:
 
     def live(self) -> set[str]:
         """Every name that a new value depends on, through bindings."""
-        waiting = [name for line in (*self.rewrite.values(), *self.merge.values()) for name in names(line)]
+        ends = (*self.rewrite.values(), *self.merge.values(), *self.loss.values())
+        waiting = [name for line in ends for name in names(line)]
         read: set[str] = set()
         while waiting:
             name = waiting.pop()
@@ -70,6 +74,8 @@ class Draft:
             read |= {str(dimension.size) for dimension in parameter.dimensions}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
             read.add(str(parameter.seed))
+        read |= {str(term.weight) for term in self.losses.values()}
+        read |= {str(value) for told, _ in self.schedule.values() for value in told.settings.values()}
         return read | {train.insert for train, _ in self.train.values() if train.insert}
 
     def content(self) -> dict[str, Any]:
@@ -86,6 +92,13 @@ class Draft:
             held["required"] = True
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
+        held["loss"] = {
+            name: term.model_dump(exclude_defaults=True) | {"value": self.loss[name].text}
+            for name, term in self.losses.items()
+        }
+        held["schedule"] = {
+            name: told.model_dump(exclude_defaults=True) for name, (told, _) in self.schedule.items()
+        }
         return held
 
     def origins(self) -> dict[tuple[Key, ...], Place]:
@@ -95,6 +108,8 @@ class Draft:
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             found |= {(table, name): line.place for name, line in lines.items()}
         found |= {("parameters", name): place for name, (_, place) in self.parameters.items()}
+        found |= {("loss", name, "value"): line.place for name, line in self.loss.items()}
+        found |= {("schedule", name): place for name, (_, place) in self.schedule.items()}
         return found | {("train", port): place for port, (_, place) in self.train.items()}
 
 
@@ -128,6 +143,9 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         lines("rewrite", section.rewrite),
         lines("merge", section.merge),
         {port: (train, at("train", port)) for port, train in section.train.items()},
+        {name: Line(term.value, at("loss", name, "value")) for name, term in section.loss.items()},
+        dict(section.loss),
+        {name: (told, at("schedule", name)) for name, told in section.schedule.items()},
         section.required,
         places,
     )

@@ -138,11 +138,12 @@ class Calls:
         if not self._readable():
             self.fragments.called |= set(self.define)  # `check` tells what is wrong with the section itself
             return
-        for line in (*self.draft.let.values(), *self.draft.rewrite.values(), *self.draft.merge.values()):
+        ends = (self.draft.rewrite, self.draft.merge, self.draft.loss)
+        for line in (line for table in (self.draft.let, *ends) for line in table.values()):
             self._refuse_unknown(line)
         for name in list(self.draft.let):
             self._binding(name)
-        for table in (self.draft.rewrite, self.draft.merge):
+        for table in ends:
             for port in list(table):
                 self._replace_all(table, port)
 
@@ -174,7 +175,8 @@ class Calls:
     def _replace_all(self, table: dict[str, Line], key: str) -> None:
         while calls := self.fragments.calls(table[key]):
             line, call = table[key], calls[0]
-            if table is self.draft.merge and self.define[_called(call)].parameters:
+            apart = table is self.draft.merge or table is self.draft.loss
+            if apart and self.define[_called(call)].parameters:
                 message = f"{_called(call)} would have parameters here that the rewrite does not have"
                 hint = "call it in a binding that both read"
                 raise line.expression.fault("R056", call, message, hint)

@@ -102,6 +102,12 @@ def _joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
     return second
 
 
+def _keeps_over(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes as they are; what it is taken over has the axis that is named, and none that the value lacks."""
+    _drops_over(terms, settings)
+    return terms[0].axes
+
+
 def _drops_over(terms: tuple[Term, ...], settings: Settings) -> Axes:
     """Without the axis; what it is taken over has that axis, and none that the value lacks."""
     kept = _drops(terms, settings)
@@ -123,18 +129,38 @@ def _renames(terms: tuple[Term, ...], settings: Settings) -> Axes:
     return tuple(to if name == axis else name for name in axes)
 
 
+def _inner(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axis that is named, and the same once more under its new name; all others, which have names, are summed."""
+    if ANY in terms[0].axes:
+        raise AxesError(f"{show(terms[0].axes)}: name the axes that {ANY} stands for")
+    _renames(terms, settings)
+    return (str(settings["axis"]), str(settings["to"]))
+
+
 def _renamed_length(terms: tuple[Term, ...], settings: Settings, lengths: Lengths) -> Lengths:
     held = terms[0].held if isinstance(terms[0].held, dict) else {}
     axis = str(settings["axis"])
     return {**lengths, str(settings["to"]): held.get(axis, axis)}
 
 
-def _square(terms: tuple[Term, ...], _settings: Settings) -> Axes:
-    """The axes as they are; the last two have names and one length."""
+def _matrix(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are; the last two have names."""
     axes = terms[0].axes
     if len(axes) < 2 or ANY in axes[-2:]:
         raise AxesError(f"{show(axes)} has no two last axes with names")
     return axes
+
+
+def _within(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are; the second has none that the first lacks."""
+    if lacking := [axis for axis in terms[1].axes if axis not in terms[0].axes]:
+        raise AxesError(f"{show(terms[0].axes)} has no {', '.join(lacking)}")
+    return terms[0].axes
+
+
+def _square(terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """The axes as they are; the last two have names and one length."""
+    return _matrix(terms, _settings)
 
 
 def _square_lengths(terms: tuple[Term, ...], _settings: Settings, lengths: Lengths) -> Lengths:
@@ -185,7 +211,15 @@ def _define() -> None:
             "activate", "The activation that a text names.", _ONE, _same, "peftc.activate", {"kind": kind}
         ),
         Operation("dropout", "Zeros at random while training.", _ONE, _same, "peftc.dropout", {"p": rate}),
-        Operation("softmax", "Positive, summing to 1.", _ONE, _keeps, "torch.softmax", {"axis": AXIS}),
+        Operation(
+            "softmax",
+            "Positive, summing to 1 along an axis; `over` says with 1 and 0 what of it counts, the rest is 0.",
+            _ONE,
+            _keeps_over,
+            "peftc.softmax",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
         Operation(
             "mean",
             "The mean along an axis; `over` says with 1 and 0 what of it counts.",
@@ -237,6 +271,45 @@ def _define() -> None:
             _square,
             "peftc.cayley",
             lengths=_square_lengths,
+        ),
+        Operation(
+            "identity_like",
+            "The identity matrix of the last two axes.",
+            _ONE,
+            _square,
+            "peftc.identity_like",
+            lengths=_square_lengths,
+        ),
+        Operation(
+            "gram",
+            "The inner products of the slices along an axis with each other.",
+            _ONE,
+            _inner,
+            "peftc.gram",
+            {"axis": AXIS, "to": Setting("axis", "What the axis is called the second time.")},
+            lengths=_renamed_length,
+        ),
+        Operation(
+            "orthogonal",
+            "Orthonormal columns that span those of x, over the last two axes; the first comes out as it was.",
+            _ONE,
+            _matrix,
+            "peftc.orthogonal",
+        ),
+        Operation(
+            "masked",
+            "x where `keep` is not 0, else 0, whatever x is there.",
+            (("x", "value"), ("keep", "value")),
+            _within,
+            "peftc.masked",
+        ),
+        Operation(
+            "while_training",
+            "x while the model trains, a number otherwise.",
+            _ONE,
+            _same,
+            "peftc.while_training",
+            {"otherwise": Setting("number", "What it is in evaluation.", default=1.0)},
         ),
         Operation(
             "layer_norm",

@@ -11,7 +11,7 @@ from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Use
 from peftc.lang.draft import Draft
 from peftc.lang.expression import Expression
-from peftc.lang.renaming import Line, renamed_parameter
+from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_schedule
 from peftc.lang.source import Place
 
 
@@ -51,6 +51,7 @@ class Overrides:
         self._refuse_taken()
         for port, text in self.use.rewrite.items():
             self._rewrite(port, Line(text, self.place("rewrite", port)))
+        self._training(self.drafts[0])
         for draft in self.drafts:
             for name, parameter in self.use.parameters.items():
                 draft.parameters[self.names[name]] = self._parameter(name, parameter)
@@ -118,6 +119,20 @@ class Overrides:
         draft.rewrite[port] = line.renamed(self.names)
         self.written["rewrite", port] = line
 
+    def _training(self, draft: Draft) -> None:
+        """Terms of the loss and schedules; new ones go to the first section."""
+        for name, term in self.use.loss.items():
+            here, line = f"{self.label}_{name}", Line(term.value, self.place("loss", name, "value"))
+            having = next((each for each in self.drafts if here in each.loss), draft)
+            having.loss[here] = line.renamed(self.names)
+            having.losses[here] = renamed_loss(term, self.options)
+            self.written["loss", here] = line
+        for name, told in self.use.schedule.items():
+            here = f"{self.label}_{name}"
+            having = next((each for each in self.drafts if here in each.schedule), draft)
+            renamed = renamed_schedule(told, self.names, self.options)
+            having.schedule[here] = (renamed, self.place("schedule", name))
+
     def _parameter(self, name: str, parameter: Parameter) -> tuple[Parameter, Place]:
         place = self.place("parameters", name)
         try:
@@ -149,7 +164,7 @@ class Overrides:
             )
 
         for (table, key), line in self.written.items():
-            if draft.let.get(key) if table == "let" else key in draft.rewrite:
+            if key in getattr(draft, table):
                 line.check_names(known.__contains__, say)
 
 

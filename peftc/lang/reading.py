@@ -16,7 +16,20 @@ from pydantic_core import ErrorDetails
 
 from peftc.errors import instead
 from peftc.lang.codes import fault
-from peftc.lang.document import Data, Define, Match, MatchChange, Option, Parameter, Rule, Section, Train, Use
+from peftc.lang.document import (
+    Data,
+    Define,
+    Loss,
+    Match,
+    MatchChange,
+    Option,
+    Parameter,
+    Rule,
+    Schedule,
+    Section,
+    Train,
+    Use,
+)
 from peftc.lang.limits import FILE_BYTES, LINE_DOTS
 from peftc.lang.measure import refuse_large
 from peftc.lang.source import Key, Place, Source
@@ -133,7 +146,13 @@ def _known_keys(keys: tuple[Key, ...]) -> list[str]:
         (Rule, "options"): Option,
         (Use, "match"): MatchChange,
     }
-    both: Mapping[Key, type[Data]] = {"match": Match, "parameters": Parameter, "train": Train}
+    both: Mapping[Key, type[Data]] = {
+        "match": Match,
+        "parameters": Parameter,
+        "train": Train,
+        "loss": Loss,
+        "schedule": Schedule,
+    }
     kind: type[Data] = Rule
     for key in keys:  # the keys of tables of tables, such as a parameter's name, change no kind
         kind = inner.get((kind, key), both.get(key, kind) if key in kind.model_fields else kind)

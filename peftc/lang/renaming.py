@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peftc.lang.axes import read_dimensions
-from peftc.lang.document import Parameter
+from peftc.lang.document import Loss, Parameter, Schedule
 from peftc.lang.expression import Expression, parse, span_of
 from peftc.lang.operations import OPERATIONS
 from peftc.lang.source import Edit, Place, Spans
@@ -124,3 +124,21 @@ def renamed_parameter(
     seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed
     changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed})
     return changed, place
+
+
+def renamed_loss(term: Loss, names: Mapping[str, str]) -> Loss:
+    """A term of the loss with the option of its weight renamed; its value is a `Line` of its own."""
+    weight = names.get(term.weight, term.weight) if isinstance(term.weight, str) else term.weight
+    return term.model_copy(update={"weight": weight})
+
+
+def renamed_schedule(told: Schedule, parameters: Mapping[str, str], options: Mapping[str, str]) -> Schedule:
+    """A schedule with the parameters that it changes and the options of its settings renamed."""
+    changed = {
+        "parameters": {target: parameters.get(name, name) for target, name in told.parameters.items()},
+        "settings": {
+            key: options.get(value, value) if isinstance(value, str) else value
+            for key, value in told.settings.items()
+        },
+    }
+    return told.model_copy(update=changed)

@@ -57,6 +57,15 @@ class Scope:
         """The new value of a weight. Raises RuleCheckError."""
         return self._edit("merge", port, self.section.merge[port])
 
+    def loss(self, name: str) -> Term:
+        """The term of the loss of this name at this site: a single number. Raises RuleCheckError."""
+        text = self.section.loss[name].value
+        term = self.evaluate(text, "loss", name, "value")
+        if term.axes:
+            message = f"the loss {name!r} must be a single number, but this is {show(term.axes)}"
+            raise fault("R057", self._place("loss", name, "value"), message, text=text)
+        return term
+
     def binding(self, name: str) -> Term:
         """The term of a name: the seam by which one rule reaches into another. Raises RuleCheckError."""
         return self.evaluate(name, "let", name)
@@ -137,14 +146,28 @@ class Scope:
 
 
 def expressions(rule: Rule, section: Section) -> dict[tuple[str, str], Expression]:
-    """Every expression of a section by its table and key: bindings, rewrites and merges."""
-    tables: tuple[tuple[str, Mapping[str, str]], ...] = (
-        ("let", section.let),
-        ("rewrite", section.rewrite),
-        ("merge", section.merge),
+    """Every expression of a section by its table and key: bindings, rewrites, merges and loss terms."""
+    tables: tuple[tuple[str, tuple[str, ...], Mapping[str, str]], ...] = (
+        ("let", (), section.let),
+        ("rewrite", (), section.rewrite),
+        ("merge", (), section.merge),
+        ("loss", ("value",), {name: term.value for name, term in section.loss.items()}),
     )
     return {
-        (table, key): parse(text, rule.source.place(*rule.keys(section), table, key))
-        for table, texts in tables
+        (table, key): parse(text, rule.source.place(*rule.keys(section), table, key, *inner))
+        for table, inner, texts in tables
         for key, text in texts.items()
     }
+
+
+def names_behind(found: Mapping[tuple[str, str], Expression], table: str, key: str) -> set[str]:
+    """Every name that one expression of a section depends on, through bindings."""
+    read: set[str] = set()
+    waiting = list(found[table, key].names)
+    while waiting:
+        name = waiting.pop()
+        if name not in read:
+            read.add(name)
+            if ("let", name) in found:
+                waiting.extend(found["let", name].names)
+    return read

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import networkx as nx
 
 from peftc.errors import ConflictError
-from peftc.lang import Bound, Rule, Section
-from peftc.lang.scope import expressions
+from peftc.lang import Bound
+from peftc.lang.scope import expressions, names_behind
 from peftc.match.plan import Plan
 
 
@@ -56,27 +56,14 @@ def refuse_overwriting(plan: Plan) -> None:
     """
     writers: dict[tuple[str, str, str], str] = {}
     for application in plan.applications:
-        section, rule = plan.section(application), plan.bound(application.rule).rule
+        section = plan.section(application)
+        found = expressions(plan.bound(application.rule).rule, section)
         for port in section.rewrite:
             key = (application.site.role, application.site.id, port)
             earlier = writers.get(key)
-            if earlier is not None and port not in names_read(rule, section, port):
+            if earlier is not None and port not in names_behind(found, "rewrite", port):
                 raise ConflictError(
                     f"{application.rule} would overwrite what {earlier} makes of {port} at {application.site.id}",
                     hint=f"give {application.rule} before {earlier}, or let its {port} read {port}",
                 )
             writers[key] = application.rule
-
-
-def names_read(rule: Rule, section: Section, port: str) -> set[str]:
-    """Every name that the new value of a port depends on, through bindings."""
-    found = expressions(rule, section)
-    read: set[str] = set()
-    waiting = list(found["rewrite", port].names)
-    while waiting:
-        name = waiting.pop()
-        if name not in read:
-            read.add(name)
-            if ("let", name) in found:
-                waiting.extend(found["let", name].names)
-    return read

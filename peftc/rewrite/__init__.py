@@ -1,5 +1,6 @@
 """Plan × graph → new graph. The input graph is never changed."""
 
+from peftc.rewrite.losses import auxiliary_loss
 from peftc.rewrite.rewriting import rewrite, without_adapters
 
-__all__ = ["rewrite", "without_adapters"]
+__all__ = ["auxiliary_loss", "rewrite", "without_adapters"]

@@ -57,6 +57,10 @@ class GraphBackend:
         node.meta.update(self.meta)
         return node
 
+    def mode(self) -> Any:
+        """Whether the module trains, as it is when the graph runs."""
+        return mode_node(self.graph)
+
     def negate(self, term: Term) -> object:
         """`-term`."""
         return self.make(operator.neg, term.held)
@@ -73,6 +77,10 @@ class GraphBackend:
             return self.make(functional.linear, left.held, right.held)
         if is_matrix and right.axes[0] == summed and right.axes[1] not in left.axes:
             return self.make(torch.matmul, left.held, right.held)
+        return self.einsum(left, right, axes)
+
+    def einsum(self, left: Term, right: Term, axes: Axes) -> fx.Node:
+        """The product of both, summed over the axes that are not in `axes`."""
         letters = {
             axis: chr(97 + i) for i, axis in enumerate(dict.fromkeys(left.axes + right.axes)) if axis != ANY
         }
@@ -120,7 +128,7 @@ class GraphBackend:
         """Dropout that asks for the mode when it runs."""
         if not settings["p"]:
             return terms[0].held
-        return self.make(torch.ops.aten.dropout.default, terms[0].held, settings["p"], mode_node(self.graph))
+        return self.make(torch.ops.aten.dropout.default, terms[0].held, settings["p"], self.mode())
 
     def lower_activate(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The activation that an option names."""
@@ -161,6 +169,32 @@ class GraphBackend:
     def lower_cayley(self, terms: Terms, _: Settings, __: Axes) -> object:
         """The rotation of a square parameter."""
         return self.make(operations.cayley, terms[0].held)
+
+    def lower_softmax(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Along an axis, of all or of those that count."""
+        return self.gathered(terms, settings, torch.softmax, operations.softmax_over)
+
+    def lower_identity_like(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """1 on the diagonal."""
+        return self.make(operations.identity_like, terms[0].held)
+
+    def lower_gram(self, terms: Terms, settings: Settings, axes: Axes) -> object:
+        """A value against itself."""
+        to, axis = str(settings["to"]), str(settings["axis"])
+        other = Term(tuple(to if name == axis else name for name in terms[0].axes), terms[0].held)
+        return self.einsum(terms[0], other, axes)
+
+    def lower_orthogonal(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """The orthogonal factor of a matrix."""
+        return self.make(operations.orthogonal, terms[0].held)
+
+    def lower_masked(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """0 where the second term is."""
+        return self.make(operations.masked, terms[0].held, self.align(terms[1], terms[0].axes))
+
+    def lower_while_training(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One of two values, by the mode when it runs."""
+        return self.make(operations.by_mode, self.mode(), terms[0].held, settings["otherwise"])
 
     def lower_layer_norm(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Mean 0 and variance 1 along an axis."""

@@ -17,16 +17,21 @@ from peftc.lang import Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, NewParameter, Plan
 from peftc.rewrite.backend import AbsentMask, GraphBackend
+from peftc.rewrite.eager import weight_terms
+from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
 
 
-def rewrite(graph: fx.Graph, analysis: Analysis, plan: Plan, root: str = "") -> fx.Graph:
+def rewrite(
+    graph: fx.Graph, analysis: Analysis, plan: Plan, root: str = "", *, training: bool = False
+) -> fx.Graph:
     """A copy of `graph` with every application of the plan that it has a place for.
 
     Args:
         graph, analysis: a normalised graph and its sites.
         root: path of the module that the graph was captured from.
+        training: whether what rules add to the loss is added to the one that the graph gives back.
 
     Raises:
         ProgramError: a site of the plan lies in `root`, but the graph does not show it.
@@ -40,6 +45,8 @@ def rewrite(graph: fx.Graph, analysis: Analysis, plan: Plan, root: str = "") -> 
         if located is not None:
             rewriter.apply(plan.bound(application.rule), plan.section(application), application, located)
     rewriter.drop_dead_parameters()
+    if training and not root:
+        add_losses(copied, plan)
     return copied
 
 
@@ -104,7 +111,7 @@ class Rewriter:
         backend = GraphBackend(self.graph, name, meta)
         told = signature(section, site.role)
         ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
-        given: dict[str, Term] = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
+        given: dict[str, Term] = {}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 
         def new_parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
@@ -117,6 +124,7 @@ class Rewriter:
             if not group:
                 continue
             with self.insertion(ports[group[0]], before):
+                given |= weight_terms(bound.rule, section, site, self.state, backend)
                 for port, at in ports.items():
                     given[port] = Term(told.ports[port], self.value(port, at, application, backend))
                 scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
@@ -194,14 +202,18 @@ class Rewriter:
         self.latest[at.node] = new
 
     def parameter(self, parameter: NewParameter) -> fx.Node:
-        """The node that reads a new parameter: one for the whole graph, in front of all that could use it."""
-        if parameter.path not in self.read:
+        """The node that reads a new parameter."""
+        return self.state(parameter.path)
+
+    def state(self, path: str) -> fx.Node:
+        """The node that reads a parameter: one for the whole graph, in front of all that could use it."""
+        if path not in self.read:
             first = next(node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr"))
             with self.graph.inserting_before(first):
-                node = self.graph.get_attr(parameter.path)
+                node = self.graph.get_attr(path)
             node.meta[STATE] = "parameter"
-            self.read[parameter.path] = node
-        return self.read[parameter.path]
+            self.read[path] = node
+        return self.read[path]
 
     def drop_dead_parameters(self) -> None:
         """Erase reads that nothing uses any more."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from peftc.errors import StoreError
 from peftc.match.plan import Plan
+from peftc.rewrite import auxiliary_loss
+from peftc.runtime.schedules import Schedules
 
 generated: dict[tuple[type[nn.Module], type[nn.Module] | None], type[nn.Module]] = {}
 
@@ -102,6 +104,35 @@ class CompiledModule(nn.Module):
             f"a {type(self).__name__} cannot be pickled",
             hint="save_pretrained(folder) writes the adapter, peftc.load(model, folder) reads it",
         )
+
+    def auxiliary_loss(self) -> Tensor:
+        """What the rules add to the loss: a single number with a gradient, 0 where they add nothing.
+
+        A training step's output has it in its `loss` already. Who computes a loss of their own adds this one.
+        """
+        return auxiliary_loss(self, self.peftc_plan)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules of the rules; none of them runs by itself, see `update_schedules`."""
+        schedules: Schedules = self._peftc.schedules
+        return schedules
+
+    def update_schedules(self, step: int, total: int) -> None:
+        """Carry out what the rules do in the course of training.
+
+        Call it with step 0 before training, and after every `optimizer.step()`, before `zero_grad()`, with the
+        number of steps taken. `peftc finetune` does so; `peftc.finetune.schedules.RunSchedules` is a callback
+        for a Trainer.
+
+        Args:
+            step: steps of the optimiser taken so far.
+            total: all steps of this training.
+
+        Raises:
+            ScheduleError: the steps are too few, or gradients are missing.
+        """
+        self.schedules.update(self, step, total)
 
     def enable_input_require_grads(self) -> None:
         """Let the inputs of blocks want gradients, as reentrant checkpointing needs."""

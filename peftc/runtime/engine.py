@@ -24,6 +24,7 @@ from peftc.graphs.verifying import verify
 from peftc.match.plan import Plan
 from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.rewrite import rewrite, without_adapters
+from peftc.runtime.schedules import Schedules
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Engine:
         self, root: nn.Module, plan: Plan, blocks: Mapping[str, int], passes: PassSettings = AS_MADE
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
+        self.schedules = Schedules(plan)
         self.enabled = True
         self.inputs_require_grads = False
         self.templates = Templates()
@@ -86,6 +88,7 @@ class Engine:
         copied.programs = {key: list(entries) for key, entries in self.programs.items()}
         copied.entries = list(self.entries)
         copied.parameters, copied.plain = dict(self.parameters), dict(self.plain)
+        copied.schedules = copy.deepcopy(self.schedules)
         copied.inside = {}
         copied.lock = threading.RLock()
         return copied
@@ -224,7 +227,7 @@ class Engine:
         """A program with the plan in it, as functions."""
         analysis = analysis or analyse(program.graph, self.root)
         graph = (
-            rewrite(program.graph, analysis, self.plan, program.root)
+            rewrite(program.graph, analysis, self.plan, program.root, training=program.training)
             if enabled
             else without_adapters(program.graph, self.plan)
         )

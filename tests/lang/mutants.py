@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from peftc.lang import ANY, ROLES, Axes, Constant, Option, Parameter, Rule, Scope, Section, Term, signature
 from peftc.lang.condition import is_on, unmet
-from peftc.rewrite.backend import GraphBackend, Settings, Terms
+from peftc.rewrite.backend import Settings, Terms
+from peftc.rewrite.eager import EagerBackend
 
 PROSE = re.compile(r'\b(?:help|summary|paper)\s*=\s*"[^"]*"|#.*')
 TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|\d+(?:\.\d+)?|[<>=!]=|[-+*/@<>]")
@@ -128,18 +129,19 @@ def surface(rule: Rule) -> str:
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
             for name, made in sorted(section.parameters.items())
         ]
+        lines += [
+            f"    loss {name}: {term.weight} times the {term.reduce}"
+            for name, term in sorted(section.loss.items())
+        ]
+        for name, told in sorted(section.schedule.items()):
+            lines.append(f"    schedule {name}: {told.policy}")
+            lines += [f"      {key} of {of}" for key, of in sorted(told.parameters.items())]
+            lines += [f"      {key} = {value!r}" for key, value in sorted(told.settings.items())]
     return "\n".join(lines)
 
 
-class Eager(GraphBackend):
-    """Computes at once what the rewriting would put into a graph."""
-
-    def __init__(self) -> None:
-        super().__init__(fx.Graph(), "", {})
-
-    def make(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """The value itself."""
-        return function(*args, **kwargs)
+class Eager(EagerBackend):
+    """Computes at once what the rewriting would put into a graph, the model being in training."""
 
     def lower_dropout(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """One fixed pattern of zeros for each rate."""
@@ -197,16 +199,17 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
         for port, axes in said.ports.items()
     }
     given |= {axis: Term((), size) for axis, size in sizes.items()}
-    scope = Scope(rule, options, given, Eager(), new_parameter, section=section)
+    scope = Scope(rule, options, given, Eager(training=True), new_parameter, section=section)
     edits = {f"{port} =": _held(scope.rewrite(port), given[port].axes) for port in sorted(section.rewrite)}
     merges = {f"{port} merged": _held(scope.merge(port), given[port].axes) for port in sorted(section.merge)}
+    losses = {f"loss {name}": scope.loss(name).held for name in sorted(section.loss)}
     left_out = [
         unmet(rule, section, options, dict(zip(sizes, grid, strict=True))) is None
         for grid in itertools.product(range(1, 5), repeat=min(len(sizes), 3))
         if len(sizes) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
-    return {**edits, **merges, "parameters": made, "sites": left_out, "trained": trained}
+    return {**edits, **merges, **losses, "parameters": made, "sites": left_out, "trained": trained}
 
 
 def _shape(role: str, port: str, count: int) -> tuple[int, ...]:

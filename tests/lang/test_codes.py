@@ -24,6 +24,7 @@ def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
 
 SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
+ADALORA = (default_library().folders[0] / "adalora.toml").read_text()
 DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
 MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
@@ -152,6 +153,28 @@ CASES = [
     case("R045", LORA, (SCALE, 'scale = "rank * alpha / (3 - 3)"')),
     case("R045", LORA, (SCALE, f'scale = "1{"0" * 30}"')),
     case("R046", LORA, ('[options]', 'before = "lora"\n\n[options]')),
+    case("R003", ADALORA, ("weight =", "wieght =")),
+    case("R003", ADALORA, ("settings  ", "stetings  ")),
+    case("R004", ADALORA, ('policy     = "rank_budget"\n', "")),
+    case("R005", ADALORA, ('weight = "gamma"', 'weight = "gamma", reduce = "max"')),
+    case("R020", ADALORA, ("orthogonality =", "rows =")),
+    case("R028", ADALORA, ('"(rows + columns) / 2"', '"(rows + cols) / 2"')),
+    case("R057", ADALORA, ('"(rows + columns) / 2"', '"sum(mean(A, axis=\'d_in\') * E, axis=\'rank\') * A"')),
+    case("R057", ADALORA, ('"(rows + columns) / 2"', '"columns * rows * delta"')),
+    case("R057", ADALORA, ('weight = "gamma"', 'weight = "gama"')),
+    case("R058", ADALORA, ('"rank_budget"', '"rank_budgets"')),
+    case("R059", ADALORA, ('left = "B"', 'lift = "B"')),
+    case("R059", ADALORA, ('left = "B"', 'left = "C"')),
+    case("R059", ADALORA, ('left = "B", ', "")),
+    case("R059", ADALORA, ('value = "E", left = "B"', 'value = "B", left = "E"')),
+    case("R059", ADALORA, ('init = "zeros"', 'init = "zeros", trainable = false')),
+    case("R059", ADALORA, ('every = "every"', 'evry = "every"')),
+    case("R059", ADALORA, ('every = "every"', 'every = "evry"')),
+    case("R059", ADALORA, ('every = "every"', "every = 0")),
+    case("R059", ADALORA, ('target = "target", ', "")),
+    case("R059", ADALORA, ('beta1 = "beta1"', 'beta1 = "alpha"')),
+    case("R059", ADALORA, ("[schedule.budget]", '[schedule.twice]\npolicy = "rank_budget"\nparameters = '
+                           '{ value = "E", left = "B", right = "A" }\nsettings = { target = 2 }\n\n[schedule.budget]')),
 ]  # fmt: skip
 
 

@@ -1,0 +1,65 @@
+"""The backend of the rule language that computes at once, on tensors: terms of the loss and initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from peftc.analyse import Site
+from peftc.graphs import operations
+from peftc.lang import Rule, Section, Term, signature
+from peftc.lang.roles import ROLES
+from peftc.lang.scope import expressions
+from peftc.rewrite.backend import GraphBackend
+
+
+class EagerBackend(GraphBackend):
+    """Calls what `GraphBackend` would put into a graph.
+
+    Args:
+        training: the mode that dropouts and the like see.
+    """
+
+    def __init__(self, training: bool = False) -> None:
+        super().__init__(fx.Graph(), "", {})
+        self.training = training
+
+    def make(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The value itself."""
+        return function(*args, **kwargs)
+
+    def mode(self) -> Any:
+        """The mode it was made with."""
+        return self.training
+
+
+def weight_terms(
+    rule: Rule, section: Section, site: Site, read: Callable[[str], Any], backend: GraphBackend
+) -> dict[str, Term]:
+    """The weights of a site that a section reads, under its names, and the sizes of the axes.
+
+    Args:
+        read: gives what stands for the parameter of a path.
+    """
+    told = signature(section, site.role)
+    given = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
+    named = {name for expression in expressions(rule, section).values() for name in expression.names}
+    for port, path in site.weights.items():
+        if port in named and port in told.ports and ROLES[site.role].ports[port].kind == "weight":
+            given[port] = Term(told.ports[port], own_rows(site, read(path), backend))
+    return given
+
+
+def own_rows(site: Site, weight: Any, backend: GraphBackend) -> Any:
+    """The rows of a weight [d_out …] that are the site's own, where it is a part of a larger one."""
+    return weight if site.rows is None else backend.make(operations.take_rows, weight, site.rows)
+
+
+def tensor_at(root: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at a path."""
+    owner, _, name = path.rpartition(".")
+    held = getattr(root.get_submodule(owner), name)
+    assert isinstance(held, Tensor), path
+    return held

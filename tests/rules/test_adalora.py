@@ -1,0 +1,142 @@
+"""AdaLoRA against HF PEFT over a whole training run, and against the paper's equations."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import peftc
+from tests.models import llama, padding, randomise, tokens
+
+RANK, TARGET, ALPHA, GAMMA, STEPS, WARMUP, COOLDOWN, EVERY = 4, 2, 8, 0.1, 12, 2, 3, 2
+SPEC = (
+    f"adalora:q,v,down(rank={RANK}, target={TARGET}, alpha={ALPHA}, gamma={GAMMA}, warmup={WARMUP}, "
+    f"cooldown={COOLDOWN}, every={EVERY})"
+)
+
+
+def batch(model: Any, seed: int) -> dict[str, Tensor]:
+    ids = tokens(model.config.vocab_size, seed=seed)
+    mask = padding()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def pair() -> tuple[Any, Any, dict[str, str]]:
+    """Compiled model, HF PEFT's, and path in one → path in the other; the same random weights in both."""
+    from peft import AdaLoraConfig, get_peft_model
+
+    model = llama()
+    config = AdaLoraConfig(
+        init_r=RANK, target_r=TARGET, lora_alpha=ALPHA, lora_dropout=0.0, orth_reg_weight=GAMMA, tinit=WARMUP,
+        tfinal=COOLDOWN, deltaT=EVERY, total_step=STEPS, target_modules=["q_proj", "v_proj", "down_proj"],
+        task_type="CAUSAL_LM",  # without it peft loses the orthogonality term
+    )  # fmt: skip
+    theirs: Any = get_peft_model(copy.deepcopy(model), config)
+    compiled: Any = peftc.compile(model, [SPEC], batch(model, 0), defaults=False)
+    randomise(compiled, scale=0.2)
+    names = {
+        parameter.path: f"base_model.model.{each.site.path}.lora_{parameter.name}.default"
+        for each in compiled.peftc_plan.applications
+        for parameter in each.parameters
+    }
+    with torch.no_grad():
+        for ours, other in names.items():
+            held = compiled.get_parameter(ours)
+            theirs.get_parameter(other).copy_(held.view_as(theirs.get_parameter(other)))
+    return compiled, theirs, names
+
+
+def live(compiled: Any) -> list[int]:
+    return [int((p != 0).sum()) for name, p in compiled.named_parameters() if name.endswith(".E")]
+
+
+def test_a_training_run_is_that_of_hf_peft() -> None:
+    compiled, theirs, names = pair()
+    optimizers = [
+        torch.optim.SGD([p for p in each.parameters() if p.requires_grad], lr=0.05)
+        for each in (compiled.train(), theirs.train())
+    ]
+    compiled.update_schedules(0, STEPS)
+    budgets = []
+    for step in range(1, STEPS + 1):
+        given = batch(compiled, step)
+        losses = [each(**given).loss for each in (compiled, theirs)]
+        assert losses[0].detach().item() == pytest.approx(losses[1].detach().item(), rel=1e-5)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            loss.backward()
+            optimizer.step()
+        compiled.update_schedules(step, STEPS)
+        theirs.base_model.update_and_allocate(step)
+        budgets.append(sum(live(compiled)))
+        for ours, other in names.items():
+            held = theirs.get_parameter(other).view_as(compiled.get_parameter(ours))
+            assert torch.equal(held == 0, compiled.get_parameter(ours) == 0), (step, ours)
+            assert (held - compiled.get_parameter(ours)).abs().max() <= 1e-5, (step, ours)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    sites = len(live(compiled))
+    assert budgets[WARMUP - 1] == sites * RANK
+    assert budgets[WARMUP] == sites * RANK, "cut every second step, not at the third"
+    assert budgets[-1] == sites * TARGET
+    assert len(set(live(compiled))) > 1, "some sites must end with more ranks than others"
+
+
+def test_the_loss_is_the_papers() -> None:
+    model = llama()
+    compiled: Any = peftc.compile(model, [SPEC], batch(model, 0), defaults=False)
+    randomise(compiled, scale=0.2)
+    given = batch(model, 1)
+    pushes = []
+    for application in compiled.peftc_plan.applications:
+        held = {each.name: compiled.get_parameter(each.path) for each in application.parameters}
+        one = torch.eye(RANK)
+        pushes += [
+            ((held["A"] @ held["A"].T - one) ** 2).sum().sqrt(),
+            ((held["B"].T @ held["B"] - one) ** 2).sum().sqrt(),
+        ]
+    expected = GAMMA * torch.stack(pushes).detach().mean()
+    plain = compiled.eval()(**given).loss
+    trained = compiled.train()(**given).loss
+    assert compiled.auxiliary_loss().detach().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (trained - plain).detach().item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_cut_rank_neither_acts_nor_comes_back() -> None:
+    """After the cooldown begins, the update is that of the kept ranks alone, in the equation of the paper."""
+    compiled, _, _ = pair()
+    optimizer = torch.optim.AdamW([p for p in compiled.parameters() if p.requires_grad], lr=0.02)
+    compiled.train().update_schedules(0, STEPS)
+    kept = None
+    for step in range(1, STEPS + 1):
+        compiled(**batch(compiled, step)).loss.backward()
+        optimizer.step()
+        compiled.update_schedules(step, STEPS)
+        optimizer.zero_grad()
+        if step >= STEPS - COOLDOWN:
+            assert kept in (None, live(compiled))
+            kept = live(compiled)
+    application = compiled.peftc_plan.applications[0]
+    held = {each.name: compiled.get_parameter(each.path) for each in application.parameters}
+    chosen = held["E"] != 0
+    assert 0 < int(chosen.sum()) < RANK or len(set(kept or [])) > 1
+    x = torch.randn(3, held["A"].shape[1])
+    dense = ALPHA / RANK * (x @ held["A"].T * held["E"]) @ held["B"].T
+    small = ALPHA / RANK * (x @ held["A"][chosen].T * held["E"][chosen]) @ held["B"][:, chosen].T
+    assert torch.allclose(dense, small, atol=1e-6)
+
+
+def test_too_few_steps_and_missing_gradients_are_refused() -> None:
+    from peftc.errors import ScheduleError
+
+    compiled, _, _ = pair()
+    with pytest.raises(ScheduleError, match="5 steps are too few for a warmup of 2 and a cooldown of 3"):
+        compiled.update_schedules(0, 5)
+    compiled.update_schedules(0, STEPS)
+    with pytest.raises(ScheduleError, match="needs gradients"):
+        compiled.update_schedules(1, STEPS)
+    with pytest.raises(ScheduleError, match="step 13 is none of 12"):
+        compiled.update_schedules(13, STEPS)
