@@ -28,7 +28,7 @@ def mode_node(graph: fx.Graph) -> fx.Node:
     for node in graph.nodes:
         if node.op == "get_attr" and node.target == MODE:
             return node
-    first = next(node for node in graph.nodes if node.op != "placeholder")
+    first = next((node for node in graph.nodes if node.op != "placeholder"), None)
     with graph.inserting_before(first):
         return graph.get_attr(MODE)
 

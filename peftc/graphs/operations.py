@@ -136,3 +136,19 @@ def masked(x: Tensor, keep: Tensor) -> Tensor:
 def by_mode(training: bool, x: Tensor, otherwise: float) -> Tensor:
     """x while training, else a tensor like it of one number."""
     return x if training else torch.full_like(x, otherwise)
+
+
+def close_pairs(x: Tensor) -> Tensor:
+    """x [... a b c d] as [... a·b c·d]."""
+    return x.flatten(-2).flatten(-3, -2)
+
+
+def split_axis(x: Tensor, axis: int, pieces: int) -> Tensor:
+    """x with one axis, counted from the end, as two: `pieces`, and the length of each."""
+    pair: Tensor = x.unflatten(axis, (pieces, x.shape[axis] // pieces))
+    return pair
+
+
+def join_axes(x: Tensor, outer: int) -> Tensor:
+    """x with the axis `outer`, counted from the end, and the one behind it as one."""
+    return x.flatten(outer, outer + 1)

@@ -43,10 +43,12 @@ from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature
 from peftc.lang.source import Place, Source
 from peftc.lang.spec import GRAMMAR, PIECES, Layers, Spec, read_layers, read_spec
+from peftc.lang.vocabulary import ACTIVATIONS
 from peftc.lang.walk import Backend, Walk
 from peftc.lang.writing import write
 
 __all__ = [
+    "ACTIVATIONS",
     "ANY",
     "CALL_AXES",
     "CODES",

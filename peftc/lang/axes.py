@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from peftc.lang.limits import AXES
+from peftc.lang.sizes import SIZE
 
 Axes: TypeAlias = tuple[str, ...]
 Constant: TypeAlias = bool | int | float | str
@@ -53,7 +54,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Dimension:
-    """One axis of a parameter, and what its size is: a number, or the name of an option or of an axis."""
+    """One axis of a parameter, and what its size is: a number, the name of an option or of an axis, or a product
+    or a quotient of these (`peftc.lang.sizes`).
+    """
 
     axis: str
     size: str | int
@@ -84,10 +87,11 @@ def read_dimensions(text: str) -> tuple[Dimension, ...]:
     dimensions: list[Dimension] = []
     for word in text.split():
         axis, equals, size = word.partition("=")
-        if equals and not (size.isascii() and size.isdigit() and int(size[:9]) > 0) and not AXIS.match(size):
-            raise AxesError(f"{size!r} is no size: write a whole number, an option or an axis after {axis}=")
         if size.isdigit() and len(size) > 9:
             raise AxesError(f"{size} is too large for a size")
+        if equals and not SIZE.match(size):
+            message = "write a whole number, an option, an axis, or a product or quotient of them after"
+            raise AxesError(f"{size!r} is no size: {message} {axis}=")
         dimensions.append(Dimension(axis, int(size) if size.isdigit() else (size or axis)))
     names = read_axes(" ".join(dimension.axis for dimension in dimensions))
     if ANY in names:

@@ -22,6 +22,7 @@ from peftc.lang.limits import PROOF, SECTIONS
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions
 from peftc.lang.signature import Signature, fit, signature
+from peftc.lang.sizes import names_of
 from peftc.lang.source import Key, Place
 from peftc.lang.training import check_training
 
@@ -206,8 +207,8 @@ class _SectionCheck:
             except AxesError as error:
                 raise fault("R010", place, str(error), text=parameter.axes) from None
             for dimension in dimensions:
-                if isinstance(dimension.size, str):
-                    self._check_size(place, parameter, dimension.axis, dimension.size, signatures)
+                for size in names_of(dimension.size):
+                    self._check_size(place, parameter, dimension.axis, size, signatures)
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))

@@ -11,6 +11,7 @@ from peftc.lang.initial import read_initial
 from peftc.lang.reading import read_mapping
 from peftc.lang.renaming import Line
 from peftc.lang.roles import ROLES
+from peftc.lang.sizes import names_of
 from peftc.lang.source import Key, Place, Source
 
 TABLES = ("match", "parameters", "let", "rewrite", "merge", "train", "loss", "schedule")
@@ -71,7 +72,7 @@ class Draft:
         """Names that may be options: in live expressions, sizes, initial laws, conditions and trains."""
         read = self.live().union(*(names(line) for line in self.where))
         for parameter, place in self.parameters.values():
-            read |= {str(dimension.size) for dimension in parameter.dimensions}
+            read |= {name for dimension in parameter.dimensions for name in names_of(dimension.size)}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
             read.add(str(parameter.seed))
         read |= {str(term.weight) for term in self.losses.values()}

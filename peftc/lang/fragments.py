@@ -21,6 +21,7 @@ from peftc.lang.limits import DEEPEST
 from peftc.lang.operations import OPERATIONS
 from peftc.lang.renaming import Line, calls_in, renamed_parameter
 from peftc.lang.signature import Signature, signature
+from peftc.lang.sizes import names_of
 from peftc.lang.source import Key, Place
 
 MOST_CALLS = 100
@@ -222,11 +223,11 @@ class Calls:
             place = self.fragments.place(name, "parameters", key)
             axes = {d.axis: lined.axes.get(d.axis, f"{here}_{d.axis}") for d in parameter.dimensions}
             for dimension in parameter.dimensions:
-                size = dimension.size
-                if isinstance(size, str) and size not in lined.sizes and size not in self.fragments.options:
-                    known = {*lined.sizes, *self.fragments.options}
-                    message = f"{size!r} is neither an axis that {name} takes nor an option"
-                    raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+                for size in names_of(dimension.size):
+                    if size not in lined.sizes and size not in self.fragments.options:
+                        known = {*lined.sizes, *self.fragments.options}
+                        message = f"{size!r} is neither an axis that {name} takes nor an option"
+                        raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
             self._free(own[key], line)
             self.draft.parameters[own[key]] = renamed_parameter(
                 parameter, place.taken_by(line.place), lambda size: lined.sizes.get(size, size), {}, axes

@@ -11,6 +11,7 @@ from peftc.lang.limits import LENGTH_NAME
 from peftc.lang.operations import Lengths, Operation
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature
+from peftc.lang.sizes import canonical, names_of
 from peftc.lang.walk import Sign
 
 
@@ -77,7 +78,7 @@ def proving_scope(rule: Rule, section: Section, role: Signature, options: Mappin
     """The names of a section at any site of a role: ports and sizes stand for themselves."""
     given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
     given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
-    sizes = {str(d.size) for p in section.parameters.values() for d in p.dimensions}
+    sizes = {name for p in section.parameters.values() for d in p.dimensions for name in names_of(d.size)}
     # An option that is a size stands for itself: 8 and 8 are not one length by chance.
     symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
     return Scope(
@@ -86,4 +87,4 @@ def proving_scope(rule: Rule, section: Section, role: Signature, options: Mappin
 
 
 def _new_parameter(_name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
-    return Term(parameter.named, {d.axis: str(d.size) for d in parameter.dimensions})
+    return Term(parameter.named, {d.axis: canonical(str(d.size)) for d in parameter.dimensions})

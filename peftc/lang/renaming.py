@@ -13,6 +13,7 @@ from peftc.lang.axes import read_dimensions
 from peftc.lang.document import Loss, Parameter, Schedule
 from peftc.lang.expression import Expression, parse, span_of
 from peftc.lang.operations import OPERATIONS
+from peftc.lang.sizes import renamed_size
 from peftc.lang.source import Edit, Place, Spans
 
 Replacement = tuple[Spans, str]
@@ -113,7 +114,7 @@ def renamed_parameter(
     words = []
     for dimension in read_dimensions(parameter.axes):
         axis = (axes or {}).get(dimension.axis, dimension.axis)
-        size = sizes(dimension.size) if isinstance(dimension.size, str) else str(dimension.size)
+        size = renamed_size(dimension.size, sizes)
         words.append(axis if size == axis else f"{axis}={size}")
     line = Line(parameter.init, place)
     law = line.expression.tree

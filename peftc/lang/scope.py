@@ -7,13 +7,14 @@ The check of a rule and its rewrite of a graph share this scope, so that a rule 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 from peftc.lang.axes import Axes, Constant, Term, Unknown, show
 from peftc.lang.codes import fault
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, parse
 from peftc.lang.limits import DEEPEST
+from peftc.lang.sizes import names_of, size_at
 from peftc.lang.source import Place
 from peftc.lang.walk import Backend, MissingNameError, Walk
 
@@ -121,25 +122,32 @@ class Scope:
             self._open.pop()
 
     def _parameter(self, name: str, parameter: Parameter) -> Term:
-        sizes = tuple(
-            size if isinstance(size := dimension.size, int) else self._size(name, parameter, size)
-            for dimension in parameter.dimensions
-        )
+        sizes = tuple(self._size(name, parameter, dimension.size) for dimension in parameter.dimensions)
         return self._new_parameter(name, parameter, sizes)
 
-    def _size(self, name: str, parameter: Parameter, size: str) -> int:
+    def _size(self, name: str, parameter: Parameter, size: str | int) -> int:
+        held = {each: self._number(name, parameter, each) for each in names_of(size)}
+        if any(isinstance(number, Unknown) for number in held.values()):
+            return 1  # only while checking: the parameter made there reads no size
+        found = size_at(size, held)
+        if found is None:
+            values = ", ".join(f"{each} = {number}" for each, number in held.items())
+            place = self._place("parameters", name, "axes")
+            message = f"the size {size} is no whole number above 0 ({values})"
+            raise fault("R032", place, message, text=parameter.axes)
+        return found
+
+    def _number(self, name: str, parameter: Parameter, size: str) -> object:
+        """The number that a name in a size stands for; Unknown while checking."""
         self.used.add(size)
         held: object = self._options.get(size)
         if size in self._given and not self._given[size].axes:
             held = self._given[size].held
-        if isinstance(held, Unknown):  # only while checking: the parameter made there reads no size
-            return cast("int", held)
-        if isinstance(held, int) and not isinstance(held, bool) and held > 0:
+        if isinstance(held, (Unknown, int)) and not isinstance(held, bool):
             return held
         place = self._place("parameters", name, "axes")
-        said = "not known" if held is None else f"{held!r}, not a whole number above 0"
-        message = f"the size of {size!r} is {said}"
-        raise fault("R032", place, message, text=parameter.axes)
+        said = "not known" if held is None else f"{held!r}, not a whole number"
+        raise fault("R032", place, f"the size of {size!r} is {said}", text=parameter.axes)
 
     def _place(self, *keys: str) -> Place:
         return self.rule.source.place(*self.rule.keys(self.section), *keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
@@ -14,6 +14,7 @@ from peftc.graphs.reading import shape
 from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions
+from peftc.lang.sizes import names_of, size_at
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
 from peftc.match.sharing import refuse_misfits, seed, shared
@@ -142,7 +143,10 @@ class Matcher:
             return f"it has no {', '.join(missing)}"
         if reason := self.misfit(section, site):
             return reason
-        return unmet(bound.rule, section, bound.options, signature(section, site.role).sizes_at(site.sizes))
+        sizes = signature(section, site.role).sizes_at(site.sizes)
+        if reason := unmet(bound.rule, section, bound.options, sizes):
+            return reason
+        return uneven(section, {**bound.options, **sizes})
 
     def misfit(self, section: Section, site: Site) -> str | None:
         """Which port does not have as many axes at a site as the section names, or None.
@@ -201,10 +205,7 @@ class Matcher:
         """The parameters that a section makes at a site."""
         known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
         for name, parameter in section.parameters.items():
-            shape = tuple(
-                dimension.size if isinstance(dimension.size, int) else int(known[dimension.size])
-                for dimension in parameter.dimensions
-            )
+            shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
             yield NewParameter(
                 name,
                 f"{self.home(bound, site, number)}.{name}",
@@ -277,6 +278,16 @@ class Matcher:
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )
+
+
+def uneven(section: Section, known: Mapping[str, object]) -> str | None:
+    """Which size of a parameter is no whole number at a site, or None."""
+    for name, parameter in section.parameters.items():
+        for dimension in parameter.dimensions:
+            if size_at(dimension.size, known) is None:
+                said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
+                return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
+    return None
 
 
 def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:

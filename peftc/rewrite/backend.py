@@ -178,6 +178,27 @@ class GraphBackend:
         """1 on the diagonal."""
         return self.make(operations.identity_like, terms[0].held)
 
+    def lower_kron(self, terms: Terms, _: Settings, axes: Axes) -> object:
+        """Rows of rows, columns of columns."""
+        one, other = terms
+        both = axes[:-2]
+        own = [tuple(axis for axis in term.axes if axis not in both) for term in terms]
+        blocks = (*both, own[0][0], own[1][0], own[0][1], own[1][1])
+        return self.make(operations.close_pairs, self.einsum(one, other, blocks))
+
+    def lower_split(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One axis as two."""
+        return self.make(operations.split_axis, terms[0].held, self.place(terms[0], settings), terms[1].held)
+
+    def lower_join(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Two axes as one."""
+        outer = terms[0].axes.index(str(settings["outer"])) - len(terms[0].axes)
+        return self.make(operations.join_axes, terms[0].held, outer)
+
+    def lower_first(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The first along an axis."""
+        return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)
+
     def lower_gram(self, terms: Terms, settings: Settings, axes: Axes) -> object:
         """A value against itself."""
         to, axis = str(settings["to"]), str(settings["axis"])

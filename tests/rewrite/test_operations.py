@@ -22,12 +22,14 @@ AXES = {
     "w": "d e",
     "q": "d other",
     "u": "batch k d",
+    "p": "f g",
+    "r": "batch f g",
 }
 
 
 def values() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2}
+    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2}
     made = {
         name: torch.randn([sizes[axis] for axis in axes.split()], generator=generator, dtype=torch.float64)
         for name, axes in AXES.items()
@@ -50,6 +52,21 @@ def run(text: str) -> tuple[Tensor, str]:
 def rotation(q: Tensor) -> Tensor:
     skew = (q - q.T) / 2
     return torch.inverse(torch.eye(4, dtype=q.dtype) - skew) @ (torch.eye(4, dtype=q.dtype) + skew)
+
+
+def gram_schmidt(w: Tensor, **_: Tensor) -> Tensor:
+    columns: list[Tensor] = []
+    for column in w.T:
+        rest = column - sum(((column @ other) * other for other in columns), torch.zeros_like(column))
+        columns.append(rest / rest.norm())
+    return torch.stack(columns, 1)
+
+
+def softmax_of_some(x: Tensor, m: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for row, kept in enumerate(m.bool()):
+        out[row, kept] = torch.softmax(x[row, kept], 0)
+    return out
 
 
 CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
@@ -84,6 +101,21 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("cayley(q)", "d other", lambda q, **_: rotation(q)),
     ("rename(x @ cayley(q), axis='other', to='d')", "batch seq d", lambda x, q, **_: x @ rotation(q)),
     ("u @ rename(u, axis='k', to='l')", "batch k l", lambda u, **_: u @ u.mT),
+    ("kron(w, p, rows='m', columns='n')", "m n", lambda w, p, **_: torch.kron(w, p)),
+    ("kron(u, r, rows='m', columns='n')", "batch m n",
+     lambda u, r, **_: torch.stack([torch.kron(a, b) for a, b in zip(u, r, strict=True)])),
+    ("split(x, 2, axis='d', outer='o', inner='i')", "batch seq o i",
+     lambda x, **_: torch.stack([x[..., :2], x[..., 2:]], -2)),
+    ("join(u, outer='k', inner='d', to='f')", "batch f", lambda u, **_: torch.cat([u[:, 0], u[:, 1]], -1)),
+    ("join(split(x, 2, axis='d', outer='o', inner='i'), outer='o', inner='i', to='d')", "batch seq d", lambda x, **_: x),
+    ("first(x, 2, axis='seq')", "batch seq d", lambda x, **_: x[:, :2]),
+    ("gram(w, axis='e', to='f')", "e f", lambda w, **_: w.T @ w),
+    ("gram(x, axis='d', to='f')", "d f", lambda x, **_: x.flatten(0, 1).T @ x.flatten(0, 1)),
+    ("q + identity_like(q)", "d other", lambda q, **_: q + torch.eye(4, dtype=q.dtype)),
+    ("orthogonal(w)", "d e", gram_schmidt),
+    ("masked(x / (1 - m), 1 - m)", "batch seq d", lambda x, m, **_: torch.where(m[..., None] == 0, x, 0.0)),
+    ("softmax(x, axis='seq', over=m)", "batch seq d", lambda x, m, **_: softmax_of_some(x, m)),
+    ("while_training(x)", "batch seq d", lambda x, **_: x),
     ("dropout(x, p=0)", "batch seq d", lambda x, **_: x),
     ("concat(v * v, w, axis='d')", "", lambda **_: torch.zeros(())),
     ("see_prefix(m, 2, axis='seq')", "batch seq", lambda m, **_: functional.pad(m, (2, 0), value=0)),
@@ -136,6 +168,14 @@ def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
         ("cayley(v)", "[d] has no two last axes with names"),
         ("clamp(x, min=0)", "clamp needs its setting 'max'"),
         ("length(x)", "length needs its setting 'axis'"),
+        ("kron(w, q, rows='m', columns='n')", "must each have two axes that the other lacks"),
+        ("kron(w, p, rows='m', columns='m')", "[]: 'm' is no name of an axis"),
+        ("split(x, 2, axis='d', outer='seq', inner='i')", "'seq' is there already"),
+        ("split(x, 1.5, axis='d', outer='o', inner='i')", "1.5 is no whole number above 0"),
+        ("join(x, outer='d', inner='seq', to='f')", "'seq' does not stand right behind 'd'"),
+        ("masked(w, x)", "[d e] has no batch, seq"),
+        ("orthogonal(v)", "[d] has no two last axes with names"),
+        ("gram(x, axis='d', to='seq')", "'seq' is there already"),
     ],
 )
 def test_what_does_not_fit_is_refused(text: str, said: str) -> None:

@@ -135,7 +135,8 @@ def test_a_loss_and_its_nodes_go_through_torch_compile() -> None:
     compiled: Any = peftc.compile(model, with_loss(), batch(model), defaults=False)
     randomise(compiled, scale=0.1)
     eager = compiled.train()(**batch(model)).loss
-    traced = torch.compile(compiled, fullgraph=True, backend="aot_eager")(**batch(model)).loss
+    trace: Any = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    traced = trace(**batch(model)).loss
     assert torch.allclose(eager, traced, atol=1e-5)
     added = [node for node in peftc.graph(compiled).graph.nodes if "add_loss" in node.name]
     assert len(added) == 1

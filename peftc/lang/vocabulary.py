@@ -1,0 +1,251 @@
+"""The operations that peftc itself brings. Knows no torch: each names what it becomes."""
+
+from __future__ import annotations
+
+from peftc.lang.operations import Operation, Setting, Takes, register
+from peftc.lang.results import (
+    drops,
+    drops_over,
+    first_lengths,
+    inner,
+    joins,
+    keeps,
+    keeps_over,
+    keeps_some,
+    matrix,
+    merged_lengths,
+    merges,
+    product,
+    product_lengths,
+    renamed_length,
+    renames,
+    same,
+    split_lengths,
+    splits,
+    square,
+    square_lengths,
+    within,
+)
+
+AXIS = Setting("axis", "The axis it works along.")
+ACTIVATIONS = (
+    *("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "leaky_relu", "quick_gelu"),
+    "identity",
+)
+_ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
+
+
+def _define() -> None:
+    for name, doc, lower in (
+        ("relu", "max(x, 0).", "torch.nn.functional.relu"),
+        ("gelu", "x · Φ(x).", "torch.nn.functional.gelu"),
+        ("silu", "x · sigmoid(x).", "torch.nn.functional.silu"),
+        ("tanh", "The hyperbolic tangent.", "torch.tanh"),
+        ("sigmoid", "1 / (1 + exp(−x)).", "torch.sigmoid"),
+        ("softplus", "log(1 + exp(x)).", "torch.nn.functional.softplus"),
+        ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
+        ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
+        ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
+        ("exp", "eˣ.", "torch.exp"),
+        ("log", "The natural logarithm.", "torch.log"),
+        ("abs", "x without its sign.", "torch.abs"),
+        ("square", "x · x.", "torch.square"),
+        ("sqrt", "The square root.", "torch.sqrt"),
+        ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
+    ):
+        register(Operation(name, doc, _ONE, same, lower))
+    kind = Setting("choice", "Which activation.", choices=ACTIVATIONS)
+    rate = Setting("number", "The chance of a zero.", min=0, max=1)
+    epsilon = Setting("number", "Added to the variance.", default=1e-5, min=0)
+    for operation in (
+        Operation(
+            "activate", "The activation that a text names.", _ONE, same, "peftc.activate", {"kind": kind}
+        ),
+        Operation("dropout", "Zeros at random while training.", _ONE, same, "peftc.dropout", {"p": rate}),
+        Operation(
+            "softmax",
+            "Positive, summing to 1 along an axis; `over` says with 1 and 0 what of it counts, the rest is 0.",
+            _ONE,
+            keeps_over,
+            "peftc.softmax",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
+        Operation(
+            "mean",
+            "The mean along an axis; `over` says with 1 and 0 what of it counts.",
+            _ONE,
+            drops_over,
+            "peftc.mean",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
+        Operation(
+            "sum",
+            "The sum along an axis; `over` says with 1 and 0 what of it counts.",
+            _ONE,
+            drops_over,
+            "peftc.sum",
+            {"axis": AXIS},
+            optional=("over",),
+        ),
+        Operation("max", "The largest along an axis.", _ONE, drops, "torch.amax", {"axis": AXIS}),
+        Operation(
+            "length",
+            "The Euclidean length along an axis: √(sum of squares).",
+            _ONE,
+            drops,
+            "torch.linalg.vector_norm",
+            {"axis": AXIS},
+        ),
+        Operation(
+            "clamp",
+            "No less than `min`, no more than `max`.",
+            _ONE,
+            same,
+            "peftc.clamp",
+            {"min": Setting("number", "The least."), "max": Setting("number", "The most.")},
+        ),
+        Operation(
+            "rename",
+            "The same value, one axis called otherwise, so that it meets others.",
+            _ONE,
+            renames,
+            "peftc.rename",
+            {"axis": AXIS, "to": Setting("axis", "What the axis is called from here on.")},
+            lengths=renamed_length,
+        ),
+        Operation(
+            "cayley",
+            "The rotation (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, over the last two axes.",
+            _ONE,
+            square,
+            "peftc.cayley",
+            lengths=square_lengths,
+        ),
+        Operation(
+            "identity_like",
+            "The identity matrix of the last two axes.",
+            _ONE,
+            square,
+            "peftc.identity_like",
+            lengths=square_lengths,
+        ),
+        Operation(
+            "kron",
+            "The Kronecker product: every number of `a` times all of `b`. Axes that both have are a batch; of the "
+            "others, the first of each make `rows`, the second `columns`.",
+            (("a", "value"), ("b", "value")),
+            product,
+            "peftc.kron",
+            {
+                "rows": Setting("axis", "What the rows of the product are called."),
+                "columns": Setting("axis", "What its columns are called."),
+            },
+            lengths=product_lengths,
+        ),
+        Operation(
+            "split",
+            "An axis as two: `outer` pieces of equal length in a row, and what is `inner` to each.",
+            (("x", "value"), ("pieces", "number")),
+            splits,
+            "peftc.split",
+            {
+                "axis": AXIS,
+                "outer": Setting("axis", "What the pieces are called."),
+                "inner": Setting("axis", "What the inside of a piece is called."),
+            },
+            lengths=split_lengths,
+        ),
+        Operation(
+            "join",
+            "Two axes as one, piece after piece: the reverse of `split`.",
+            _ONE,
+            merges,
+            "peftc.join",
+            {
+                "outer": Setting("axis", "The axis of the pieces."),
+                "inner": Setting("axis", "The axis inside a piece."),
+                "to": Setting("axis", "What both together are called."),
+            },
+            lengths=merged_lengths,
+        ),
+        Operation(
+            "first",
+            "The first so many along an axis.",
+            (("x", "value"), ("count", "number")),
+            keeps_some,
+            "peftc.first",
+            {"axis": AXIS},
+            lengths=first_lengths,
+        ),
+        Operation(
+            "gram",
+            "The inner products of the slices along an axis with each other.",
+            _ONE,
+            inner,
+            "peftc.gram",
+            {"axis": AXIS, "to": Setting("axis", "What the axis is called the second time.")},
+            lengths=renamed_length,
+        ),
+        Operation(
+            "orthogonal",
+            "Orthonormal columns that span those of x, over the last two axes; the first comes out as it was.",
+            _ONE,
+            matrix,
+            "peftc.orthogonal",
+        ),
+        Operation(
+            "masked",
+            "x where `keep` is not 0, else 0, whatever x is there.",
+            (("x", "value"), ("keep", "value")),
+            within,
+            "peftc.masked",
+        ),
+        Operation(
+            "while_training",
+            "x while the model trains, a number otherwise.",
+            _ONE,
+            same,
+            "peftc.while_training",
+            {"otherwise": Setting("number", "What it is in evaluation.", default=1.0)},
+        ),
+        Operation(
+            "layer_norm",
+            "Mean 0 and variance 1 along an axis.",
+            _ONE,
+            keeps,
+            "peftc.layer_norm",
+            {"axis": AXIS, "eps": epsilon},
+        ),
+        Operation(
+            "rms_norm",
+            "Mean square 1 along an axis.",
+            _ONE,
+            keeps,
+            "peftc.rms_norm",
+            {"axis": AXIS, "eps": epsilon},
+        ),
+        Operation(
+            "concat",
+            "`a` in front of `b` along an axis; `a` is repeated over the axes it lacks.",
+            (("a", "value"), ("b", "value")),
+            joins,
+            "peftc.concat",
+            {"axis": AXIS},
+            longer="axis",
+        ),
+        Operation(
+            "see_prefix",
+            "A mask opened for so many keys in front; an absent mask stays absent.",
+            (("mask", "value"), ("length", "number")),
+            keeps,
+            "peftc.see_prefix",
+            {"axis": Setting("axis", "The mask's axis of keys.", default="keys")},
+            longer="axis",
+        ),
+    ):
+        register(operation)
+
+
+_define()
