@@ -16,7 +16,7 @@ from peftc.inspect import graph as graph_of
 from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
-from peftc.runtime import carry_out, look, twin
+from peftc.runtime import carry_out, look, start_from, twin
 from peftc.store import StoredModule, load_adapter
 
 
@@ -75,14 +75,19 @@ def compile(  # noqa: A001 - named as torch.compile is
     budget: int | None = None,
     passes: str | Iterable[str] = (),
     watch: Watch | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A module of the model's own class, with the rules in it. Arguments and errors are those of `plan`.
 
     The model is not changed. Its frozen weights are shared, not copied.
+
+    Args:
+        data: real inputs, arguments of `forward` by name, for rules whose parameters start from what the model
+            computes on them.
     """
     bounds, settings, copied = bind_all(rules), pass_settings(passes, watch), twin(model)
     looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget, settings)
-    return carry_out(looked, copied, StoredModule)
+    return carry_out(looked, copied, StoredModule, start_from(looked, copied, data))
 
 
 def load(

@@ -152,3 +152,21 @@ def split_axis(x: Tensor, axis: int, pieces: int) -> Tensor:
 def join_axes(x: Tensor, outer: int) -> Tensor:
     """x with the axis `outer`, counted from the end, and the one behind it as one."""
     return x.flatten(outer, outer + 1)
+
+
+def svd_u(x: Tensor, count: int) -> Tensor:
+    """The first `count` left singular vectors of x [... m n], as columns [... m count]."""
+    found: Tensor = torch.linalg.svd(x, full_matrices=False).U[..., :count]
+    return found
+
+
+def svd_s(x: Tensor, count: int) -> Tensor:
+    """The first `count` singular values of x [... m n], falling."""
+    found: Tensor = torch.linalg.svd(x, full_matrices=False).S[..., :count]
+    return found
+
+
+def svd_vh(x: Tensor, count: int) -> Tensor:
+    """The first `count` right singular vectors of x [... m n], as rows [... count n]; signs go with `svd_u`."""
+    found: Tensor = torch.linalg.svd(x, full_matrices=False).Vh[..., :count, :]
+    return found

@@ -16,13 +16,13 @@ from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
-from peftc.lang.initial import known_initial
+from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
 from peftc.lang.roles import ROLES, SCOPES, known_words
-from peftc.lang.scope import expressions
+from peftc.lang.scope import expressions, names_behind
 from peftc.lang.signature import Signature, fit, signature
-from peftc.lang.sizes import names_of
+from peftc.lang.sizes import canonical, names_of
 from peftc.lang.source import Key, Place
 from peftc.lang.training import check_training
 
@@ -212,6 +212,8 @@ class _SectionCheck:
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))
+            if initial.expression is not None:
+                self._check_start_reads(name, parameter)
             for key, value in initial.settings:
                 if isinstance(value, str):
                     self._check_law_option(place, parameter, key, value)
@@ -236,6 +238,43 @@ class _SectionCheck:
                     f"the axis {axis!r} has no size: {size!r} is neither an option nor an axis of a value"
                 )
                 raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+
+    def _check_start_reads(self, name: str, parameter: Parameter) -> None:
+        """What an initial value depends on is there when it is computed, once for each parameter."""
+        place = self._place("parameters", name, "init")
+        tree = parameter.initial.expression.tree if parameter.initial.expression else None
+        known = {*self.rule.options, *self.section.parameters, *self.section.let}
+        known = known.union(*(ROLES[role].ports for role in self.section.match.role))
+        if isinstance(tree, ast.Name) and tree.id not in known:
+            message = f"there is no initial law {tree.id!r}, and nothing here is called so"
+            raise fault("R011", place, message, text=parameter.init, hint=instead(tree.id, {*LAWS, *known}))
+        behind = names_behind(expressions(self.rule, self.section), "parameters", name)
+        above = list(self.section.parameters)[: list(self.section.parameters).index(name)]
+        if later := sorted(behind & ({*self.section.parameters} - {*above})):
+            message = f"{name} cannot start from {later[0]!r}, which is not above it"
+            raise fault(
+                "R060", place, message, text=parameter.init, hint=f"there is: {', '.join(above) or 'none'}"
+            )
+        ports = [port for role in self.section.match.role for port in ROLES[role].ports.values()]
+        at_site = sorted({port.name for port in ports} & behind)
+        if absent := [
+            port.name for port in ports if port.name in behind and port.optional and port.kind != "weight"
+        ]:
+            raise fault(
+                "R060",
+                place,
+                f"{name} cannot start from {absent[0]!r}: it may be absent",
+                text=parameter.init,
+            )
+        if at_site and parameter.share != "site":
+            message = (
+                f"{name} is one for each {parameter.share}, but {at_site[0]!r} differs from site to site"
+            )
+            raise fault("R060", place, message, text=parameter.init)
+        if parameter.seed is not None:
+            raise fault(
+                "R060", self._place("parameters", name, "seed"), f"nothing of {name} is drawn: no seed"
+            )
 
     def _whole_options(self) -> list[str]:
         return [name for name, option in self.rule.options.items() if type(option.default) is int]
@@ -343,7 +382,18 @@ class _SectionCheck:
                 )
         for name in self.section.loss:
             scope.loss(name)
+        for name, parameter in self.section.parameters.items():
+            if parameter.initial.expression is not None:
+                self._check_start(name, parameter, lengths_of(scope.initial(name)))
         self.used |= scope.used
+
+    def _check_start(self, name: str, parameter: Parameter, lengths: Mapping[str, str]) -> None:
+        """What a parameter starts as has its sizes."""
+        for dimension in parameter.dimensions:
+            want = canonical(str(dimension.size))
+            if (found := lengths.get(dimension.axis, dimension.axis)) != want:
+                message = f"the axis {dimension.axis!r} of {name} is {want} long, but this is {found} long"
+                raise fault("R060", self._place("parameters", name, "init"), message, text=parameter.init)
 
     def _check_lengths(self, role: Signature, rewritten: Mapping[str, Term]) -> None:
         """An axis that a rewrite makes longer at one operand is as long at every port that has it."""

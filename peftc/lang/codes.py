@@ -66,10 +66,11 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R054": "Fragments call each other in a circle.",
         "R055": "A fragment is never called.",
         "R056": "A merge or a term of the loss makes parameters of its own.",
-        # training: RuleCheckError
+        # initial values and training: RuleCheckError
         "R057": "A term of the loss is no single number, or depends on a call.",
         "R058": "No policy has this name.",
         "R059": "A schedule does not fit its policy.",
+        "R060": "An initial value does not fit its parameter.",
     }
 )
 

@@ -200,7 +200,7 @@ def _relabelled(draft: Draft, place: Place, label: str, options: Mapping[str, st
         "place": draft.place.taken_by(place),
         "where": [line(old) for old in draft.where],
         "parameters": {
-            f"{label}_{name}": renamed_parameter(parameter, at.taken_by(place), size, options)
+            f"{label}_{name}": renamed_parameter(parameter, at.taken_by(place), size, options, read=names)
             for name, (parameter, at) in draft.parameters.items()
         },
         "let": keyed(draft.let),

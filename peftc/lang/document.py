@@ -129,7 +129,9 @@ class Parameter(Data):
         "what follows `=`: a number, an option or an axis."
     )
     init: str = Field(
-        description="The initial law, whose settings are numbers or names of options: `normal(std=0.02)`."
+        description="How it starts: a law, whose settings are numbers or names of options, as in "
+        "`normal(std=0.02)`; or an expression over the site's weights, the options, the parameters above it and, "
+        "where the user gives data, the values that these have on it: `length(W, axis='d_in')`."
     )
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
         default=None, description="Its number format; that of the model unless given."
@@ -158,7 +160,7 @@ class Parameter(Data):
 
     @property
     def initial(self) -> Initial:
-        """The law it starts by."""
+        """The law or the expression it starts by."""
         return known_initial(self.init, Place("", "parameters", "init"), len(self.dimensions))
 
 

@@ -60,7 +60,16 @@ class Draft:
             if name not in read:
                 read.add(name)
                 waiting += names(self.let[name]) if name in self.let else ()
+                waiting += self.read_at_start(name)
         return read
+
+    def read_at_start(self, name: str) -> tuple[str, ...]:
+        """The names that the initial value of a parameter reads, where it is an expression."""
+        if name not in self.parameters:
+            return ()
+        parameter, place = self.parameters[name]
+        expression = read_initial(parameter.init, place).expression
+        return expression.names if expression else ()
 
     def prune(self) -> None:
         """Take out the bindings and parameters that nothing reads."""

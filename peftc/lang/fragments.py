@@ -230,7 +230,12 @@ class Calls:
                         raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
             self._free(own[key], line)
             self.draft.parameters[own[key]] = renamed_parameter(
-                parameter, place.taken_by(line.place), lambda size: lined.sizes.get(size, size), {}, axes
+                parameter,
+                place.taken_by(line.place),
+                lambda size: lined.sizes.get(size, size),
+                {},
+                {**lined.axes, **axes},
+                names,
             )
         renamed_axes = {**lined.axes}
         for parameter in define.parameters.values():

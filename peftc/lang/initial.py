@@ -1,4 +1,7 @@
-"""Initial laws of parameters, such as `normal(std=0.02)`: read and checked here, drawn elsewhere."""
+"""How parameters start: by a law, such as `normal(std=0.02)`, or by an expression over what there is already.
+
+Read here; laws are checked here too, expressions by the proof. Drawn and computed elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from peftc.errors import instead
 from peftc.lang.axes import Constant
 from peftc.lang.codes import fault
 from peftc.lang.expression import Expression, parse
+from peftc.lang.operations import OPERATIONS
 from peftc.lang.source import Place
 
 
@@ -50,13 +54,16 @@ LAWS: Mapping[str, Law] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Initial:
-    """A law, with each of its settings a number or the name of an option."""
+    """A law, with each of its settings a number or the name of an option; or an expression, and then no law."""
 
     law: str
     settings: tuple[tuple[str, float | str], ...] = ()
+    expression: Expression | None = None
 
     def resolve(self, options: Mapping[str, Constant]) -> dict[str, float]:
         """Every setting of the law as a number."""
+        if self.expression is not None:
+            return {}
         found = {name: value for name, value in LAWS[self.law].settings.items() if value is not None}
         for name, value in self.settings:
             number = options[value] if isinstance(value, str) else value
@@ -65,19 +72,20 @@ class Initial:
 
 
 def read_initial(text: str, place: Place) -> Initial:
-    """Read an initial law. Raises RuleSyntaxError."""
+    """Read an initial law, or an expression. Raises RuleSyntaxError."""
     expression = parse(text, place)
     tree = expression.tree
-    if isinstance(tree, ast.Name):
-        name, given = tree.id, []
-    elif isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-        name, given = tree.func.id, tree.keywords
-    else:
+    name = law_named(tree)
+    if name is None:
+        return Initial("", expression=expression)
+    given = tree.keywords if isinstance(tree, ast.Call) else []
+    if name not in LAWS:
+        hint = instead(name, {*LAWS, *OPERATIONS})
+        raise expression.fault("R011", tree, f"there is no initial law or operation {name!r}", hint)
+    if isinstance(tree, ast.Call) and tree.args:
         raise expression.fault(
             "R011", tree, "an initial law is a name with named settings, as in normal(std=0.02)"
         )
-    if name not in LAWS:
-        raise expression.fault("R011", tree, f"there is no initial law {name!r}", instead(name, LAWS))
     law = LAWS[name]
     settings: dict[str, float | str] = {}
     for keyword in given:
@@ -91,6 +99,15 @@ def read_initial(text: str, place: Place) -> Initial:
         if value is None and key not in settings:
             raise expression.fault("R011", tree, f"{name} needs its setting {key!r}")
     return Initial(name, tuple(settings.items()))
+
+
+def law_named(tree: ast.expr) -> str | None:
+    """The law that a text names, or a name that is neither one nor an operation; None for an expression."""
+    if isinstance(tree, ast.Name):
+        return tree.id if tree.id in LAWS else None
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        return None if tree.func.id in OPERATIONS and tree.func.id not in LAWS else tree.func.id
+    return None
 
 
 def _setting(expression: Expression, node: ast.expr) -> float | str:
@@ -114,6 +131,8 @@ def _number(expression: Expression, node: ast.expr) -> float:
 def known_initial(text: str, place: Place, axes: int) -> Initial:
     """`read_initial`, for a parameter of so many axes."""
     initial = read_initial(text, place)
+    if initial.expression is not None:
+        return initial
     if axes < LAWS[initial.law].axes:
         needs = LAWS[initial.law].axes
         raise fault("R011", place, f"{initial.law} needs {needs} axes, the parameter has {axes}", text=text)

@@ -137,7 +137,7 @@ class Overrides:
         place = self.place("parameters", name)
         try:
             return renamed_parameter(
-                parameter, place, lambda size: self.options.get(size, size), self.options
+                parameter, place, lambda size: self.options.get(size, size), self.options, read=self.names
             )
         except AxesError as error:
             raise fault("R010", place, str(error), text=parameter.axes) from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from peftc.lang.axes import read_dimensions
 from peftc.lang.document import Loss, Parameter, Schedule
 from peftc.lang.expression import Expression, parse, span_of
+from peftc.lang.initial import law_named
 from peftc.lang.operations import OPERATIONS
 from peftc.lang.sizes import renamed_size
 from peftc.lang.source import Edit, Place, Spans
@@ -109,8 +110,13 @@ def renamed_parameter(
     sizes: Callable[[str], str],
     names: Mapping[str, str],
     axes: Mapping[str, str] | None = None,
+    read: Mapping[str, str] | None = None,
 ) -> tuple[Parameter, Place]:
-    """A parameter with the sizes of its axes, the options of its law and its axes renamed."""
+    """A parameter with the sizes of its axes, the options of its law and its axes renamed.
+
+    Args:
+        read: new names of what an initial value can read besides, where it is an expression.
+    """
     words = []
     for dimension in read_dimensions(parameter.axes):
         axis = (axes or {}).get(dimension.axis, dimension.axis)
@@ -118,8 +124,10 @@ def renamed_parameter(
         words.append(axis if size == axis else f"{axis}={size}")
     line = Line(parameter.init, place)
     law = line.expression.tree
-    options = {} if isinstance(law, ast.Name) else names
-    init = line.renamed(options)
+    if law_named(law) is None:
+        init = line.renamed({**names, **(read or {})}, axes)
+    else:
+        init = line.renamed({} if isinstance(law, ast.Name) else names)
     text = " ".join(words)
     place = init.place.edited(Edit(parameter.axes, text))
     seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed

@@ -213,3 +213,32 @@ def has(axes: Axes, axis: Constant) -> str:
     if axis not in axes or axis == ANY:
         raise AxesError(f"{show(axes)} has no axis {axis!r}")
     return str(axis)
+
+
+def left(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the last one replaced by the named one."""
+    matrix(terms, settings)
+    counted(terms[1])
+    rest = terms[0].axes[:-1]
+    return (*rest, *new(rest, settings["axis"]))
+
+
+def middle(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the last two replaced by the named one."""
+    matrix(terms, settings)
+    counted(terms[1])
+    rest = terms[0].axes[:-2]
+    return (*rest, *new(rest, settings["axis"]))
+
+
+def right(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the last but one replaced by the named one."""
+    matrix(terms, settings)
+    counted(terms[1])
+    *rest, _, last = terms[0].axes
+    return (*rest, *new((*rest, last), settings["axis"]), last)
+
+
+def counted_length(terms: tuple[Term, ...], settings: Settings, lengths: Lengths) -> Lengths:
+    """The length of the new axis is what is counted."""
+    return {**lengths, str(settings["axis"]): counted(terms[1])}

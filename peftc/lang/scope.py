@@ -67,6 +67,16 @@ class Scope:
             raise fault("R057", self._place("loss", name, "value"), message, text=text)
         return term
 
+    def initial(self, name: str) -> Term:
+        """What a parameter starts as, where an expression says so. Raises RuleCheckError."""
+        made = self.section.parameters[name]
+        term = self.evaluate(made.init, "parameters", name, "init")
+        if set(term.axes) != set(made.named) or term.is_constant:
+            said = "a number alone" if term.is_constant else show(term.axes)
+            message = f"{name} must start as {show(made.named)}, but this is {said}"
+            raise fault("R060", self._place("parameters", name, "init"), message, text=made.init)
+        return term
+
     def binding(self, name: str) -> Term:
         """The term of a name: the seam by which one rule reaches into another. Raises RuleCheckError."""
         return self.evaluate(name, "let", name)
@@ -154,12 +164,17 @@ class Scope:
 
 
 def expressions(rule: Rule, section: Section) -> dict[tuple[str, str], Expression]:
-    """Every expression of a section by its table and key: bindings, rewrites, merges and loss terms."""
+    """Every expression of a section by its table and key: bindings, rewrites, merges, losses, initial values."""
     tables: tuple[tuple[str, tuple[str, ...], Mapping[str, str]], ...] = (
         ("let", (), section.let),
         ("rewrite", (), section.rewrite),
         ("merge", (), section.merge),
         ("loss", ("value",), {name: term.value for name, term in section.loss.items()}),
+        (
+            "parameters",
+            ("init",),
+            {name: made.init for name, made in section.parameters.items() if made.initial.expression},
+        ),
     )
     return {
         (table, key): parse(text, rule.source.place(*rule.keys(section), table, key, *inner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftc.lang.operations import Operation, Setting, Takes, register
 from peftc.lang.results import (
+    counted_length,
     drops,
     drops_over,
     first_lengths,
@@ -12,13 +13,16 @@ from peftc.lang.results import (
     keeps,
     keeps_over,
     keeps_some,
+    left,
     matrix,
     merged_lengths,
     merges,
+    middle,
     product,
     product_lengths,
     renamed_length,
     renames,
+    right,
     same,
     split_lengths,
     splits,
@@ -187,6 +191,22 @@ def _define() -> None:
             "peftc.gram",
             {"axis": AXIS, "to": Setting("axis", "What the axis is called the second time.")},
             lengths=renamed_length,
+        ),
+        *(
+            Operation(
+                f"svd_{name}",
+                f"{doc} of a matrix, over its last two axes, the largest `count` of them, under the name of `axis`.",
+                (("x", "value"), ("count", "number")),
+                axes,
+                f"peftc.svd_{name}",
+                {"axis": Setting("axis", "What the vectors are counted by.", default="rank")},
+                lengths=counted_length,
+            )
+            for name, doc, axes in (
+                ("u", "The left singular vectors [rows axis]", left),
+                ("s", "The singular values [axis]", middle),
+                ("vh", "The right singular vectors [axis columns]", right),
+            )
         ),
         Operation(
             "orthogonal",

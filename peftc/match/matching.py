@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
@@ -13,7 +13,7 @@ from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
 from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
-from peftc.lang.scope import expressions
+from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import names_of, size_at
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
@@ -204,19 +204,25 @@ class Matcher:
     ) -> Iterable[NewParameter]:
         """The parameters that a section makes at a site."""
         known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
+        found = expressions(bound.rule, section)
         for name, parameter in section.parameters.items():
+            initial = parameter.initial
+            computed = initial.expression is not None
+            behind = names_behind(found, "parameters", name) if computed else ()
             shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
             yield NewParameter(
                 name,
                 f"{self.home(bound, site, number)}.{name}",
                 parameter.named,
                 shape,
-                parameter.initial.law,
-                parameter.initial.resolve(bound.options),
+                initial.law or parameter.init,
+                initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
                 shared(bound, number, site, name, parameter),
                 seed(bound, number, site, name, parameter),
+                computed,
+                read_of_calls(site, behind),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
@@ -278,6 +284,12 @@ class Matcher:
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )
+
+
+def read_of_calls(site: Site, names: Collection[str]) -> tuple[str, ...]:
+    """The ports among some names whose values change from call to call."""
+    ports = ROLES[site.role].ports.values()
+    return tuple(port.name for port in ports if port.name in names and port.kind != "weight")
 
 
 def uneven(section: Section, known: Mapping[str, object]) -> str | None:

@@ -25,7 +25,8 @@ class NewParameter:
         name: its name in the rule.
         path: its path in the model.
         axes, shape: its axes, and their sizes.
-        law, settings: how it starts.
+        law, settings: how it starts; `law` is an expression where the value is `computed`.
+        data: ports whose values on the user's data the expression reads.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
@@ -42,6 +43,8 @@ class NewParameter:
     trainable: bool = True
     shared: str = ""
     seed: int | None = None
+    computed: bool = False
+    data: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

@@ -199,6 +199,18 @@ class GraphBackend:
         """The first along an axis."""
         return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)
 
+    def lower_svd_u(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """Left singular vectors."""
+        return self.make(operations.svd_u, terms[0].held, terms[1].held)
+
+    def lower_svd_s(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """Singular values."""
+        return self.make(operations.svd_s, terms[0].held, terms[1].held)
+
+    def lower_svd_vh(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """Right singular vectors."""
+        return self.make(operations.svd_vh, terms[0].held, terms[1].held)
+
     def lower_gram(self, terms: Terms, settings: Settings, axes: Axes) -> object:
         """A value against itself."""
         to, axis = str(settings["to"]), str(settings["axis"])

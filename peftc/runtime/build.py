@@ -14,6 +14,7 @@ from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import warn_of_hooks
+from peftc.runtime.starting import Starting
 
 PLAIN_LAWS = {
     "zeros": lambda tensor, _: nn.init.zeros_(tensor),
@@ -54,16 +55,26 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def build(
-    copied: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule] = CompiledModule
+    copied: nn.Module,
+    plan: Plan,
+    engine: Engine,
+    kind: type[CompiledModule] = CompiledModule,
+    starting: Starting | None = None,
 ) -> nn.Module:
     """Put a plan's parameters into a `twin`, and turn its modules into ones that run the rewritten graph.
 
-    The root also becomes a `kind`.
+    The root also becomes a `kind`. Without `starting`, initial values that are computed stay 0: who reads saved
+    tensors in need not compute them.
     """
     thaw(copied, plan)
     made: dict[str, nn.Parameter] = {}
-    for parameter in plan.new_parameters:
-        add_parameter(copied, parameter, made)
+    by_path: dict[str, Tensor] = {}
+    for application in plan.applications:
+        for parameter in application.parameters:
+            start = (
+                starting.value(application, parameter, by_path) if starting and parameter.computed else None
+            )
+            by_path[parameter.path] = add_parameter(copied, parameter, made, start)
     adopt(copied, plan, engine, kind)
     return copied
 
@@ -83,8 +94,10 @@ def thaw(root: nn.Module, plan: Plan) -> None:
                 setattr(module, name, by_identity[id(own)])
 
 
-def add_parameter(root: nn.Module, parameter: NewParameter, made: dict[str, nn.Parameter]) -> None:
-    """Make one new parameter, in the dtype and on the device of the model around it.
+def add_parameter(
+    root: nn.Module, parameter: NewParameter, made: dict[str, nn.Parameter], start: Tensor | None = None
+) -> nn.Parameter:
+    """Make one new parameter, in the dtype and on the device of the model around it; `start` is what it starts as.
 
     One that is shared is made once and then found in `made`: a tied parameter, at each of its places.
     """
@@ -93,13 +106,16 @@ def add_parameter(root: nn.Module, parameter: NewParameter, made: dict[str, nn.P
     if key not in made:
         model = nearest(root, owner.partition(f"{HOME}.")[0].rstrip("."))
         dtype = getattr(torch, parameter.dtype) if parameter.dtype else model.dtype
-        tensor = drawn(parameter).to(device=model.device, dtype=dtype)
+        tensor = (drawn(parameter) if start is None else start).to(device=model.device, dtype=dtype)
         made[key] = nn.Parameter(tensor, requires_grad=parameter.trainable)
     home(root, owner).register_parameter(name, made[key])
+    return made[key]
 
 
 def drawn(parameter: NewParameter) -> Tensor:
     """The first value of a parameter. A seeded one is drawn in float32 on the CPU, the same everywhere."""
+    if parameter.computed:
+        return torch.zeros(parameter.shape)
     if parameter.seed is None:
         tensor = torch.empty(parameter.shape)
         start(tensor, parameter)

@@ -19,6 +19,7 @@ from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.runtime.build import build
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.engine import Engine
+from peftc.runtime.starting import Starting, record
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,30 @@ def look(
     return Look(analysis, plan, program, call, mode, constants, records, passes)
 
 
-def carry_out(looked: Look, copied: nn.Module, kind: type[CompiledModule] = CompiledModule) -> nn.Module:
+def start_from(looked: Look, copied: nn.Module, data: Mapping[str, Any] | None = None) -> Starting:
+    """What computes the initial values of a plan from a `twin`, and from data where they need any.
+
+    Raises:
+        MatchError: they need data, and there are none.
+    """
+    return Starting(copied, looked.plan, record(copied, looked.plan, data, looked.passes))
+
+
+def carry_out(
+    looked: Look,
+    copied: nn.Module,
+    kind: type[CompiledModule] = CompiledModule,
+    starting: Starting | None = None,
+) -> nn.Module:
     """Compile a `twin`, in place, as its look says; the program of the look serves its first call.
 
     Args:
         looked: what `look` found in `copied`.
         kind: the class that the compiled module's methods come from.
+        starting: what computes initial values; without it those stay 0.
     """
     engine = Engine(copied, looked.plan, looked.analysis.blocks, looked.passes)
-    compiled = build(copied, looked.plan, engine, kind)
+    compiled = build(copied, looked.plan, engine, kind, starting)
     engine.install(
         looked.program, looked.analysis, looked.constants, looked.records, looked.call, looked.mode
     )

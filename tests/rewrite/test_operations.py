@@ -62,6 +62,12 @@ def gram_schmidt(w: Tensor, **_: Tensor) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def two_largest(w: Tensor) -> Tensor:
+    """The best approximation of rank 2: all but the part along the weakest direction."""
+    _, directions = torch.linalg.eigh(w.T @ w)
+    return w @ (torch.eye(3, dtype=w.dtype) - torch.outer(directions[:, 0], directions[:, 0]))
+
+
 def softmax_of_some(x: Tensor, m: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for row, kept in enumerate(m.bool()):
@@ -116,6 +122,7 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("masked(x / (1 - m), 1 - m)", "batch seq d", lambda x, m, **_: torch.where(m[..., None] == 0, x, 0.0)),
     ("softmax(x, axis='seq', over=m)", "batch seq d", lambda x, m, **_: softmax_of_some(x, m)),
     ("while_training(x)", "batch seq d", lambda x, **_: x),
+    ("(svd_u(w, 2) * svd_s(w, 2)) @ svd_vh(w, 2)", "d e", lambda w, **_: two_largest(w)),
     ("dropout(x, p=0)", "batch seq d", lambda x, **_: x),
     ("concat(v * v, w, axis='d')", "", lambda **_: torch.zeros(())),
     ("see_prefix(m, 2, axis='seq')", "batch seq", lambda m, **_: functional.pad(m, (2, 0), value=0)),

@@ -1,0 +1,168 @@
+"""Initial values that are computed: from weights of the model, or from what it computes on data that the user gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from peftc.analyse import Analysis, analyse
+from peftc.capture import capture
+from peftc.capture.graph_reader import CONSTANTS
+from peftc.capture.signature import Parameters, example_call, read_call
+from peftc.errors import CaptureError, MatchError
+from peftc.graphs.program import Program, copy_graph
+from peftc.lang import Parameter, Scope, Term, signature
+from peftc.match.plan import Application, NewParameter, Plan
+from peftc.passes import PassSettings
+from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+
+HINT = "give data of more rows or longer texts"
+
+Recorded = Mapping[tuple[str, str], Mapping[str, Tensor]]
+"""(role, site id) → port → its value on the user's data."""
+
+
+@dataclass
+class Starting:
+    """Computes initial values in the order of the plan; a later one can read those above it.
+
+    Attributes:
+        root: the model, its weights as they came.
+        recorded: values on data, for the parameters that need them.
+    """
+
+    root: nn.Module
+    plan: Plan
+    recorded: Recorded = field(default_factory=dict)
+
+    def value(self, application: Application, parameter: NewParameter, made: Mapping[str, Tensor]) -> Tensor:
+        """What a parameter starts as, in single precision at least, on the device of what it is computed from.
+
+        Args:
+            made: path → tensor of the parameters that are there already.
+        """
+        bound, section = self.plan.bound(application.rule), self.plan.section(application)
+        site, backend = application.site, EagerBackend()
+        told = signature(section, site.role)
+        given = weight_terms(
+            bound.rule, section, site, lambda path: wide(tensor_at(self.root, path)), backend
+        )
+        for port, tensor in self.recorded.get((site.role, site.id), {}).items():
+            given[port] = Term(told.ports[port], wide(tensor))
+        paths = {each.name: each.path for each in application.parameters}
+
+        def read(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
+            return Term(declared.named, wide(made[paths[name]]))
+
+        scope = Scope(bound.rule, bound.options, given, backend, read, section=section)
+        try:
+            with torch.no_grad():
+                tensor = backend.align(scope.initial(parameter.name), parameter.axes)
+        except (
+            RuntimeError
+        ) as error:  # an axis shorter than what is taken of it, a matrix without a decomposition
+            message = f"{application.rule}: what {parameter.name} starts as cannot be computed at {site.id}"
+            raise MatchError(f"{message}: {error}", hint=HINT if parameter.data else None) from error
+        assert isinstance(tensor, Tensor)
+        if tensor.shape != parameter.shape:
+            raise MatchError(
+                f"{application.rule}: {parameter.name} would start as {list(tensor.shape)}, "
+                f"but is {list(parameter.shape)} at {site.id}",
+                hint=HINT if parameter.data else None,
+            )
+        return tensor.clone()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in single precision, if it has less: half of it is too coarse to reckon with."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def needs_data(plan: Plan) -> list[tuple[Application, NewParameter]]:
+    """The parameters of a plan that start from values on data."""
+    return [
+        (application, parameter)
+        for application in plan.applications
+        for parameter in application.parameters
+        if parameter.data
+    ]
+
+
+def record(
+    model: nn.Module, plan: Plan, data: Mapping[str, Any] | None, settings: PassSettings
+) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """Run a model as it came, in evaluation mode, and keep the values that initial values are computed from.
+
+    Args:
+        data: arguments of `forward` by name.
+
+    Raises:
+        MatchError: a parameter needs data and there is none, or the call on it does not show a site.
+    """
+    needed = needs_data(plan)
+    if not needed:
+        return {}
+    application, parameter = needed[0]
+    if data is None:
+        raise MatchError(
+            f"{application.rule}: {parameter.name} starts from {parameter.data[0]!r} on real inputs, and there are none",
+            hint="compile(..., data={...}) takes them: arguments of forward, by name",
+        )
+    call = read_call(Parameters.of(model.forward), (), dict(data))
+    program, constants, _ = capture(
+        model, example_call(call.arguments, own_sizes=True), exact=True, settings=settings
+    )
+    analysis = analyse(program.graph, model)
+    wanted: dict[tuple[str, str, str], fx.Node] = {}
+    for application, parameter in needed:
+        for port in parameter.data:
+            key = (application.site.role, application.site.id, port)
+            wanted[key] = node_of(analysis, application, parameter, port)
+    tensors = run(model, program, constants, tuple(wanted.values()), call.tensors)
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for (role, site, port), tensor in zip(wanted, tensors, strict=True):
+        found.setdefault((role, site), {})[port] = tensor
+    return found
+
+
+def node_of(analysis: Analysis, application: Application, parameter: NewParameter, port: str) -> fx.Node:
+    """The node of a port at the first use of a site."""
+    site = application.site
+    located = analysis.find(site.id, site.role)
+    source = located.uses[0].ports[port].source if located and port in located.uses[0].ports else None
+    if not isinstance(source, fx.Node):
+        message = f"{application.rule}: {parameter.name} starts from {port!r}, which the data do not show at {site.id}"
+        raise MatchError(message, hint="give the arguments with which the model is called in training")
+    return source
+
+
+def run(
+    model: nn.Module,
+    program: Program,
+    constants: Mapping[str, Tensor],
+    wanted: tuple[fx.Node, ...],
+    tensors: Any,
+) -> tuple[Tensor, ...]:
+    """The values of some nodes of a program."""
+    if not program.sizes.hold(tensors):
+        raise CaptureError(f"captured for other sizes than those of the data: {program.sizes}")
+    graph, moved = copy_graph(program.graph)
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    output.args = (tuple(moved[node] for node in wanted),)
+    graph.eliminate_dead_code()
+    holder = nn.Module()
+    for name, tensor in constants.items():
+        holder.register_buffer(name, tensor, persistent=False)
+    model.add_module(CONSTANTS, holder)  # where the graph looks for them; the compiled module has its own
+    try:
+        module = fx.GraphModule(model, graph).eval()
+    finally:
+        delattr(model, CONSTANTS)
+    with torch.no_grad():
+        values: tuple[Tensor, ...] = module(*tensors)
+    return values
