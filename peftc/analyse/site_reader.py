@@ -16,6 +16,7 @@ from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.site import Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
+from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import (
     argument,
     is_call,
@@ -47,6 +48,7 @@ class SiteReader:
         }
         self.feed_forwards = feed_forwards(graph, self.projections, self.flow, taken)
         self.heads = set(self.head_nodes())
+        self.token_inputs = token_inputs(self.cores)
 
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
@@ -104,7 +106,13 @@ class SiteReader:
             part.scope,
             part.evidence,
         )
-        return site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
+        ports = {"x": Port("operand", node, 0), "y": Port("result", node)}
+        return site, Use(node, self.with_tokens(ports, "x"))
+
+    def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
+        """The ports, and what says which of the tokens of one of them are real, where the call has it."""
+        node = tokens_of(self.token_inputs, ports[of].source) if of in ports else None
+        return ports if node is None else {**ports, "tokens": Port("value", node)}
 
     def attention(self, core: AttentionCore) -> tuple[Site, Use]:
         """The site of one attention core."""
@@ -125,7 +133,7 @@ class SiteReader:
         site = Site(
             "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
         )
-        return site, Use(node, ports)
+        return site, Use(node, self.with_tokens(ports, "h"))
 
     def ffn(self, network: FeedForward) -> tuple[Site, Use]:
         """The site of one feed-forward network."""
@@ -141,7 +149,7 @@ class SiteReader:
             {"d_model": down.d_out, "d_ff": down.d_in},
             evidence=f"{up.node.name}, {network.activation}, {down.node.name}",
         )
-        return site, Use(down.node, ports)
+        return site, Use(down.node, self.with_tokens(ports, "x"))
 
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""

@@ -170,3 +170,8 @@ def svd_vh(x: Tensor, count: int) -> Tensor:
     """The first `count` right singular vectors of x [... m n], as rows [... count n]; signs go with `svd_u`."""
     found: Tensor = torch.linalg.svd(x, full_matrices=False).Vh[..., :count, :]
     return found
+
+
+def all_tokens(x: Tensor) -> Tensor:
+    """Ones [batch seq] for a value [batch seq ...]: every token is real."""
+    return torch.ones(x.shape[:2], dtype=torch.long, device=x.device)

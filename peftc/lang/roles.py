@@ -79,6 +79,13 @@ _WEIGHT = _port(
     "W", "weight", "d_out d_in", "The matrix; its axes are lined up by name, however it is stored."
 )
 _BIAS = _port("b", "weight", "d_out", "What is added to the product; many models have none.", optional=True)
+_TOKENS = _port(
+    "tokens",
+    "value",
+    "batch seq",
+    "1 for a real token, 0 for padding; all 1 where a call tells nothing of padding.",
+    optional=True,
+)
 _INPUT = _port("x", "operand", "* d_in", "What is multiplied by the weight.")
 _OUTPUT = _port("y", "result", "* d_out", "The product, with the bias.")
 
@@ -89,7 +96,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             _role(
                 "linear",
                 "A product with a weight of the model.",
-                *(_INPUT, _OUTPUT, _WEIGHT, _BIAS),
+                *(_INPUT, _OUTPUT, _WEIGHT, _BIAS, _TOKENS),
                 parts=_LINEAR_PARTS,
             ),
             _role(
@@ -106,6 +113,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                     optional=True,
                 ),
                 _port("h", "value", "batch seq d_model", "What the queries are projected from."),
+                _TOKENS,
                 _port(
                     "y", "result", "batch heads queries head_dim", "What was gathered, before its projection."
                 ),
@@ -115,6 +123,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "A feed-forward network: up, activation, down.",
                 _port("x", "operand", "* d_model", "What goes into its first products."),
                 _port("y", "result", "* d_model", "What its last product makes."),
+                _TOKENS,
             ),
             _role(
                 "norm",

@@ -223,6 +223,14 @@ def _define() -> None:
             "peftc.masked",
         ),
         Operation(
+            "counted",
+            "What counts: the real tokens, or all with the padding among them.",
+            (("tokens", "value"),),
+            same,
+            "peftc.counted",
+            {"which": Setting("choice", "Which of them.", choices=("tokens", "all"))},
+        ),
+        Operation(
             "while_training",
             "x while the model trains, a number otherwise.",
             _ONE,

@@ -225,6 +225,11 @@ class GraphBackend:
         """0 where the second term is."""
         return self.make(operations.masked, terms[0].held, self.align(terms[1], terms[0].axes))
 
+    def lower_counted(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The tokens, or ones in their place."""
+        held = terms[0].held
+        return held if settings["which"] == "tokens" else self.make(torch.ones_like, held)
+
     def lower_while_training(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """One of two values, by the mode when it runs."""
         return self.make(operations.by_mode, self.mode(), terms[0].held, settings["otherwise"])

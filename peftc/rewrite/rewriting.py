@@ -127,6 +127,8 @@ class Rewriter:
                 given |= weight_terms(bound.rule, section, site, self.state, backend)
                 for port, at in ports.items():
                     given[port] = Term(told.ports[port], self.value(port, at, application, backend))
+                if "tokens" in told.ports and "tokens" not in ports:
+                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
                 scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
@@ -162,6 +164,11 @@ class Rewriter:
             assert isinstance(key, fx.Node)
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
         return source
+
+    def all_tokens(self, given: Mapping[str, Term], ports: Mapping[str, Port], backend: GraphBackend) -> Any:
+        """What says that every token is real, where a call tells nothing of padding."""
+        like = next(given[port].held for port in ("h", "x", "q") if port in ports)
+        return backend.make(operations.all_tokens, like)
 
     def write(
         self,

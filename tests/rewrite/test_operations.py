@@ -121,6 +121,8 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("orthogonal(w)", "d e", gram_schmidt),
     ("masked(x / (1 - m), 1 - m)", "batch seq d", lambda x, m, **_: torch.where(m[..., None] == 0, x, 0.0)),
     ("softmax(x, axis='seq', over=m)", "batch seq d", lambda x, m, **_: softmax_of_some(x, m)),
+    ("sum(x, axis='seq', over=counted(m, which='tokens'))", "batch d", lambda x, m, **_: (x * m[..., None]).sum(1)),
+    ("sum(x, axis='seq', over=counted(m, which='all'))", "batch d", lambda x, **_: x.sum(1)),
     ("while_training(x)", "batch seq d", lambda x, **_: x),
     ("(svd_u(w, 2) * svd_s(w, 2)) @ svd_vh(w, 2)", "d e", lambda w, **_: two_largest(w)),
     ("dropout(x, p=0)", "batch seq d", lambda x, **_: x),

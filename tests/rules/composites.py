@@ -30,9 +30,9 @@ def applied(compiled: Any, role: str) -> Iterator[tuple[str, dict[str, Tensor]]]
             yield each.site.path, {p.name: compiled.get_parameter(p.path) for p in each.parameters}
 
 
-def gate_of(tensors: dict[str, Tensor]) -> Gate | None:
+def gate_of(tensors: dict[str, Tensor], real: Callable[[], Tensor] | None) -> Gate | None:
     """The gate among some parameters."""
-    return Gate(tensors["gate_w"], tensors["gate_b"]) if "gate_w" in tensors else None
+    return Gate(tensors["gate_w"], tensors["gate_b"], real) if "gate_w" in tensors else None
 
 
 def reference(
@@ -43,21 +43,26 @@ def reference(
     *,
     scale: float = 1.0,
     parallel: bool = False,
+    padded: bool = False,
 ) -> Any:
-    """A copy of `model` with every method of `compiled` written out; `given` is the mask of the call."""
+    """A copy of `model` with every method of `compiled` written out; `given` is the mask of the call.
+
+    With `padded`, gates take their mean over padding too.
+    """
+    real = None if padded else given
     copied = copy.deepcopy(model)
     for path, tensors in applied(compiled, "linear"):
-        gate = gate_of(tensors)
+        gate = gate_of(tensors, real)
         assert gate is not None
         own = copied.get_submodule(path)
         copied.set_submodule(path, GatedUpdate(own, tensors["lora_A"], tensors["lora_B"], gate))
     for path, tensors in applied(compiled, "attention"):
         p_k, p_v = tensors["prefix_P_k"], tensors["prefix_P_v"]
         own = copied.get_submodule(path)
-        copied.set_submodule(path, ATTENTION[kind](own, p_k, p_v, given, gate_of(tensors)))
+        copied.set_submodule(path, ATTENTION[kind](own, p_k, p_v, given, gate_of(tensors, real)))
     for path, tensors in applied(compiled, "ffn"):
         plain = {name.removeprefix("bottleneck_"): tensor for name, tensor in tensors.items()}
-        added = Bottleneck(plain, scale, parallel, gate_of(tensors))
+        added = Bottleneck(plain, scale, parallel, gate_of(tensors, real))
         if kind == "bert":
             output = copied.get_submodule(f"{path}.output")
             copied.set_submodule(f"{path}.output", BertFeedForward(output, added))

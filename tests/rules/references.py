@@ -32,14 +32,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, p_k: Tensor, p_v: Tens
 
 @dataclass(frozen=True)
 class Gate:
-    """The mean over tokens of σ(h · w + b): one number for each row of the batch."""
+    """The mean over real tokens (or all) of σ(h · w + b): one number for each row of the batch."""
 
     w: Tensor
     b: Tensor
+    real: Callable[[], Tensor] | None = None
 
     def __call__(self, h: Tensor) -> Tensor:
         """[batch] of h [batch seq d]."""
-        return torch.sigmoid((h * self.w).sum(-1) + self.b).mean(1)
+        each = torch.sigmoid((h * self.w).sum(-1) + self.b)
+        if self.real is None:
+            return each.mean(1)
+        return torch.stack([row[kept].mean() for row, kept in zip(each, self.real().bool(), strict=True)])
 
 
 def gated(gate: Gate | None, h: Tensor, p_k: Tensor, p_v: Tensor) -> tuple[Tensor, Tensor]:

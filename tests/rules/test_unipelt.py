@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import peftc
-from tests.models import bert, llama, randomise, tokens
+from tests.models import bert, llama, padding, randomise, tokens
 from tests.rules.composites import applied, check_equal, check_saved
 
 SPEC = "unipelt(lora_rank=4, prefix_length=5, bottleneck_size=8)"
@@ -22,6 +22,29 @@ def test_all_equations_at_once(make: Callable[[], Any], kind: str) -> None:
     compiled = peftc.compile(model, [SPEC], defaults=False)
     randomise(compiled)
     check_equal(model, kind, compiled)
+
+
+@pytest.mark.parametrize(("make", "kind"), [(bert, "bert"), (llama, "llama")], ids=["bert", "llama"])
+def test_gates_can_be_the_mean_over_padding_too(make: Callable[[], Any], kind: str) -> None:
+    model = make().double()
+    compiled = peftc.compile(model, [SPEC.replace("(", "(mean=all, ")], defaults=False)
+    randomise(compiled)
+    check_equal(model, kind, compiled, padded=True)
+
+
+def test_padding_changes_no_gate() -> None:
+    """A row gives the same beside longer ones as alone, which a mean over padding does not."""
+    model = bert().double().eval()
+    ids, mask = tokens(), padding()
+    short = int(mask[1].sum())
+    alone = {"input_ids": ids[1:2, :short], "attention_mask": mask[1:2, :short]}
+    told = []
+    for mean in ("tokens", "all"):
+        compiled: Any = peftc.compile(model, [SPEC.replace("(", f"(mean={mean}, ")], defaults=False).eval()
+        randomise(compiled)
+        batched = compiled(input_ids=ids, attention_mask=mask).logits[1:2]
+        told.append(torch.allclose(batched, compiled(**alone).logits, atol=1e-9))
+    assert told == [True, False]
 
 
 def test_every_place_has_a_gate_of_its_own() -> None:
