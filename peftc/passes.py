@@ -27,8 +27,16 @@ class Pass(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def run(self, graph: fx.Graph) -> int:
+    def run(self, graph: fx.Graph) -> int | PassResult:
         """Edit `graph` in place and say how many places changed."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass says of its run: how many places changed, and what it nearly changed and why not."""
+
+    changed: int
+    misses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class PassRecord:
     changed: int
     seconds: float
     nodes: int
+    misses: tuple[str, ...] = ()
 
 
 Watch: TypeAlias = Callable[[PassRecord, fx.Graph], None]
@@ -167,8 +176,9 @@ class Pipeline:
             name = name_of(type(step))
             start = time.perf_counter()
             try:
-                changed = step.run(graph)
-                if changed:
+                told = step.run(graph)
+                result = told if isinstance(told, PassResult) else PassResult(told)
+                if result.changed:
                     verify(graph)
             except PeftcError:
                 raise
@@ -177,7 +187,8 @@ class Pipeline:
                 raise PassFailedError(
                     f"pass {name} failed: {error}", detail=(f"passes that ran before it: {before}",)
                 ) from error
-            record = PassRecord(name, changed, time.perf_counter() - start, len(graph.nodes))
+            seconds = time.perf_counter() - start
+            record = PassRecord(name, result.changed, seconds, len(graph.nodes), result.misses)
             records.append(record)
             if self.watch is not None:
                 self.watch(record, graph)

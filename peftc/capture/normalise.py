@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from torch import fx
 
-from peftc.capture.attention import GroupHeads, RecogniseAttention, SpellAttention
+from peftc.capture.attention import GroupHeads, SpellAttention
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
-from peftc.capture.norms import RecogniseRmsNorm
+from peftc.capture.respelling import recognise
 from peftc.graphs.program import Program, copy_graph
 from peftc.graphs.reading import ancestors, is_call, value
 from peftc.passes import AS_MADE, Pass, PassRecord, PassSettings
+
+SPELLINGS = ("rms_norm", "linear", "gelu_tanh", "quick_gelu", "attention")
+"""The files of spellings, in the order in which they are recognised."""
 
 
 def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
@@ -24,10 +27,9 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
-        RecogniseRmsNorm(),
+        *(recognise(file)() for file in SPELLINGS),
         RemoveDeadCode(),
         SpellAttention(),
-        RecogniseAttention(),
         FoldMasks(),
         GroupHeads(),
         RemoveDeadCode(),

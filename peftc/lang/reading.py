@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -34,6 +35,8 @@ from peftc.lang.limits import FILE_BYTES, LINE_DOTS
 from peftc.lang.measure import refuse_large
 from peftc.lang.source import Key, Place, Source
 
+DataT = TypeVar("DataT", bound=Data)
+
 
 def read_file(path: Path) -> Rule:
     """The rule in a file, not proved yet. Raises RuleSyntaxError, and OSError where there is no file."""
@@ -53,15 +56,26 @@ def read_text(text: str, file: str) -> Rule:
     if len(text.encode(errors="replace")) > FILE_BYTES:
         raise fault("R001", Place(file), "a rule file has at most 64 KiB")
     source = Source(file, text)
+    return read_mapping(_toml(text, source), source)
+
+
+def read_data(kind: type[DataT], text: str, source: Source) -> DataT:
+    """Another kind of file in the same form, such as a spelling. Raises RuleSyntaxError."""
+    try:
+        return kind.model_validate(_toml(text, source))
+    except ValidationError as error:
+        raise _fault(error.errors(include_url=False), source, kind) from None
+
+
+def _toml(text: str, source: Source) -> dict[str, object]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.count(".") > LINE_DOTS:
             message = f"a line of a rule file has at most {LINE_DOTS} dots, this has {line.count('.')}"
             raise fault("R002", source.line(number), message)
     try:
-        data = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError alone
         raise _no_toml(error, source) from None
-    return read_mapping(data, source)
 
 
 def _no_toml(error: Exception, source: Source) -> Exception:
@@ -87,7 +101,7 @@ def read_mapping(data: Mapping[str, object], source: Source) -> Rule:
     return rule.read_from(source)
 
 
-def _fault(errors: list[ErrorDetails], source: Source) -> Exception:
+def _fault(errors: list[ErrorDetails], source: Source, kind: type[Data] = Rule) -> Exception:
     """The first thing pydantic found, in the words of the format."""
     error = errors[0]
     keys = _keys(error)
@@ -95,7 +109,7 @@ def _fault(errors: list[ErrorDetails], source: Source) -> Exception:
     last = str(keys[-1]) if keys else ""
     if error["type"] == "extra_forbidden":
         return fault(
-            "R003", place, f"there is no key {last!r} here", hint=instead(last, _known_keys(keys[:-1]))
+            "R003", place, f"there is no key {last!r} here", hint=instead(last, _known_keys(keys[:-1], kind))
         )
     if error["type"] == "too_short":
         return fault("R005", place, f"{last} names nothing")
@@ -137,8 +151,8 @@ KINDS_OF_UNION = frozenset({"bool", "int", "float", "str", "constrained-int", "c
 """What pydantic puts into an error's location besides keys of the file."""
 
 
-def _known_keys(keys: tuple[Key, ...]) -> list[str]:
-    """The keys of the section at `keys`."""
+def _known_keys(keys: tuple[Key, ...], kind: type[Data]) -> list[str]:
+    """The keys of the section at `keys`, in a file of this kind."""
     inner: Mapping[tuple[type[Data], Key], type[Data]] = {
         (Rule, "also"): Section,
         (Rule, "use"): Use,
@@ -153,7 +167,6 @@ def _known_keys(keys: tuple[Key, ...]) -> list[str]:
         "loss": Loss,
         "schedule": Schedule,
     }
-    kind: type[Data] = Rule
     for key in keys:  # the keys of tables of tables, such as a parameter's name, change no kind
         kind = inner.get((kind, key), both.get(key, kind) if key in kind.model_fields else kind)
     return sorted(kind.model_fields)

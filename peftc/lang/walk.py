@@ -50,7 +50,14 @@ class MissingNameError(KeyError):
 class Walk:
     """Evaluates one expression against named terms. Raises RuleCheckError, with carets."""
 
-    def __init__(self, backend: Backend, look_up: Callable[[str], Term], expression: Expression) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        look_up: Callable[[str], Term],
+        expression: Expression,
+        words: Mapping[str, Operation] = OPERATIONS,
+    ) -> None:
+        self._words = words
         self._backend = backend
         self._look_up = look_up
         self._expression = expression
@@ -122,9 +129,11 @@ class Walk:
         return value
 
     def _call(self, node: ast.Call, name: str) -> Term:
-        if name not in OPERATIONS:
-            raise self._fault("R029", node.func, f"there is no operation {name!r}", instead(name, OPERATIONS))
-        operation = OPERATIONS[name]
+        if name not in self._words:
+            raise self._fault(
+                "R029", node.func, f"there is no operation {name!r}", instead(name, self._words)
+            )
+        operation = self._words[name]
         terms = (*self._positional(node, operation), *self._optional(node, operation))
         settings = self._settings(node, operation)
         try:

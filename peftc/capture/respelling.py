@@ -1,0 +1,139 @@
+"""The passes that give graphs one spelling: one for each file of spellings, made from it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, make_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from peftc.capture.matcher import Dropped, Matcher, Miss, State
+from peftc.capture.spelling import NONE, Pattern, Spelling, read_spelling
+from peftc.graphs import operations
+from peftc.graphs.reading import MODULES, module_stack, value
+from peftc.passes import Pass, PassResult
+
+FOLDER = Path(__file__).parent / "spellings"
+MOST_MISSES = 5
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class Respelling:
+    """Finds every way to write one thing, and puts the one spelling in its place."""
+
+    optional: ClassVar[bool] = True
+    file: ClassVar[str] = ""
+
+    @property
+    def spelling(self) -> Spelling:
+        """What is found, and what replaces it."""
+        return read_spelling(FOLDER / f"{self.file}.toml")
+
+    def run(self, graph: fx.Graph) -> PassResult:
+        """Replace what matches, way by way; tells what nearly matched."""
+        return respell(graph, self.spelling)
+
+
+def respell(graph: fx.Graph, spelling: Spelling) -> PassResult:
+    """Replace every match of a spelling in a graph, in place. What was covered is left for `RemoveDeadCode`."""
+    changed, replaced = 0, set[fx.Node]()
+    missed: dict[fx.Node, Miss] = {}
+    for pattern, target in spelling.ways:
+        for node in list(graph.nodes):
+            if node.op != "call_function" or node in replaced or not node.users:
+                continue
+            matcher = Matcher(spelling, pattern)
+            state = matcher.at(node)
+            if state is not None and put_in(graph, node, target, state):
+                changed += 1
+                replaced |= {node, *state.inside}
+            elif matcher.miss.depth > missed.get(node, Miss(1, "")).depth:
+                missed[node] = matcher.miss
+    near = sorted((node for node in missed if node not in replaced), key=lambda node: -missed[node].depth)
+    told = dict.fromkeys(f"{node.name} {missed[node].text}" for node in near)
+    return PassResult(changed, tuple(told)[:MOST_MISSES])
+
+
+def put_in(graph: fx.Graph, root: fx.Node, target: Pattern, state: State) -> bool:
+    """Put the replacement in the place of a match; False where it would have another shape."""
+    tree: Any = target.tree
+    arguments = [argument_of(each, state.found) for each in tree.args]
+    orders = [target.axes.get(id(each), ()) for each in tree.args]
+    with graph.inserting_before(root):
+        new = MAKERS[tree.func.id](graph, root, arguments, orders)
+    if new is None:
+        return False
+    new.meta = {key: root.meta[key] for key in ("val", MODULES, "stack_trace") if key in root.meta}
+    root.replace_all_uses_with(new)
+    return True
+
+
+def argument_of(tree: Any, found: Mapping[str, Any]) -> Any:
+    """What an argument of a replacement stands for."""
+    name = getattr(tree, "id", None)
+    return None if name == NONE else found[name]
+
+
+Maker = Callable[[fx.Graph, fx.Node, list[Any], list[tuple[str, ...]]], fx.Node | None]
+
+
+def make_rms_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.Node:
+    """The norm; without casts it computes in the format of its input."""
+    x, weight, eps, compute = given
+    return graph.call_function(
+        operations.rms_norm, (x, weight, eps), {} if compute is None else {"compute": compute}
+    )
+
+
+def make_attention(graph: fx.Graph, root: fx.Node, given: list[Any], _: Any) -> fx.Node:
+    """The fused call; the chance of its dropout is 0 in evaluation."""
+    query, key, values, mask, scale, dropped = given
+    p: Any = dropped.p if isinstance(dropped, Dropped) else 0.0
+    if p and isinstance(dropped, Dropped) and isinstance(dropped.mode, fx.Node):
+        p = graph.call_function(operator.mul, (dropped.mode, p))
+        p.meta[MODULES] = module_stack(root)
+    kwargs = {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False}
+    return graph.call_function(ATTENTION, (query, key, values), kwargs)
+
+
+def make_linear(
+    graph: fx.Graph, root: fx.Node, given: list[Any], orders: list[tuple[str, ...]]
+) -> fx.Node | None:
+    """The product; a matrix that is stored the other way round is turned."""
+    x, weight, bias = given
+    lead = [str(size) for size in value(x).shape[:-1]]
+    if [str(size) for size in value(root).shape[:-1]] != lead:
+        return None  # reshaped to something else than it was
+    if orders[1][0] == orders[0][-1]:
+        turned = graph.call_function(torch.ops.aten.t.default, (weight,))
+        turned.meta = {"val": value(weight).t(), MODULES: module_stack(root)}
+        weight = turned
+    return graph.call_function(torch.ops.aten.linear.default, (x, weight, bias))
+
+
+MAKERS: Mapping[str, Maker] = {
+    "rms_norm": make_rms_norm,
+    "attention": make_attention,
+    "linear": make_linear,
+    "quick_gelu": lambda graph, _, given, __: graph.call_function(operations.quick_gelu, (given[0],)),
+    "gelu_tanh": lambda graph, _, given, __: graph.call_function(
+        torch.ops.aten.gelu.default, (given[0],), {"approximate": "tanh"}
+    ),
+}
+"""What each word of a replacement becomes."""
+
+
+@lru_cache(maxsize=64)
+def recognise(file: str) -> type[Pass]:
+    """The pass of one file of spellings: `recognise_` and the file's name."""
+    words = "".join(word.capitalize() for word in file.split("_"))
+    made = make_dataclass(f"Recognise{words}", [], bases=(Respelling,), frozen=True, namespace={"file": file})
+    spelling = read_spelling(FOLDER / f"{file}.toml")
+    made.__doc__ = f"{spelling.data.summary} Equal {spelling.data.law}."
+    return made
