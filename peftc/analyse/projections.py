@@ -16,13 +16,15 @@ class Projection:
     Attributes:
         node: the product.
         x: what is multiplied.
-        weight: path of the weight [d_out d_in]; bias: path of the bias [d_out], or None.
+        weight: path of the weight; bias: path of the bias [d_out], or None.
+        turned: whether the weight is stored [d_in d_out], not [d_out d_in].
     """
 
     node: fx.Node
     x: fx.Node
     weight: str
     bias: str | None
+    turned: bool = False
 
     @property
     def d_out(self) -> int:
@@ -43,7 +45,9 @@ def projections(graph: fx.Graph) -> dict[fx.Node, Projection]:
             continue
         x, weight = node.args[0], node.args[1]
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        turned = is_call(weight, "t")
+        weight = weight.args[0] if is_call(weight, "t") else weight
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(x, fx.Node):
             path = str(bias.target) if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
-            found[node] = Projection(node, x, str(weight.target), path)
+            found[node] = Projection(node, x, str(weight.target), path, turned)
     return found

@@ -23,6 +23,7 @@ class Site:
         weights: weight port to parameter path ("W" → "encoder.layer.0.output.dense.weight").
         rows: (start, stop) ranges of the output channels that are this part's; None where all are.
         scope: "encoder", "decoder", "cross", or "".
+        stored: weight port to the order in which its axes are stored, where that is not the role's own.
         evidence: one line that says what in the data flow gave the role.
     """
 
@@ -35,6 +36,7 @@ class Site:
     rows: tuple[tuple[int, int], ...] | None = None
     scope: str = ""
     evidence: str = ""
+    stored: Mapping[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
 
     @property
     def id(self) -> str:

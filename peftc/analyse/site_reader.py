@@ -105,6 +105,7 @@ class SiteReader:
             rows,
             part.scope,
             part.evidence,
+            {"W": ("d_in", "d_out")} if projection.turned else {},
         )
         ports = {"x": Port("operand", node, 0), "y": Port("result", node)}
         return site, Use(node, self.with_tokens(ports, "x"))

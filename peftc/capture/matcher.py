@@ -75,10 +75,18 @@ class State:
 
 @dataclass(frozen=True)
 class Miss:
-    """How far an attempt came, and why no further."""
+    """How far an attempt came, and why no further: at which part of the pattern, and what was there instead."""
 
-    depth: int
-    text: str
+    depth: float
+    pattern: Pattern
+    tree: ast.AST
+    at: Any
+    reason: str
+
+    def __str__(self) -> str:
+        """In one line. Most misses are never read, so it is made when it is."""
+        named = self.at.name if isinstance(self.at, (fx.Node, Product)) else repr(self.at)
+        return f"at `{self.pattern.text(self.tree)}`: {named} {self.reason}"
 
 
 class Matcher:
@@ -86,7 +94,7 @@ class Matcher:
 
     def __init__(self, spelling: Spelling, pattern: Pattern) -> None:
         self.spelling, self.pattern = spelling, pattern
-        self.miss = Miss(-1, "")
+        self.miss = Miss(-1, pattern, pattern.tree, None, "")
 
     def at(self, root: fx.Node) -> State | None:
         """The first match whose result is this node, or None; then `miss` tells why."""
@@ -110,20 +118,24 @@ class Matcher:
                 return False
         return True
 
-    def fail(self, state: State, pattern: Pattern, tree: ast.AST, at: Any, reason: str) -> None:
-        """Remember a failed attempt if it came further than those before it."""
-        if len(state.inside) > self.miss.depth:
-            named = at.name if isinstance(at, (fx.Node, Product)) else repr(at)
-            self.miss = Miss(len(state.inside), f"at `{pattern.text(tree)}`: {named} {reason}")
+    def fail(
+        self, state: State, pattern: Pattern, tree: ast.AST, at: Any, reason: str, *, close: bool = False
+    ) -> None:
+        """Remember a failed attempt if it came further than those before it; `close`: it is the right operator."""
+        depth = len(state.inside) + (0.5 if close else 0)
+        if depth > self.miss.depth:
+            self.miss = Miss(depth, pattern, tree, at, reason)
 
     def match(self, pattern: Pattern, tree: ast.expr, at: Any, layout: Axes, state: State) -> Iterator[State]:
         """Every way in which a part of a pattern matches at a node whose axes stand as in `layout`."""
         match tree:
             case ast.Constant(value=number):
-                if isinstance(at, (int, float)) and isclose(at, number, rel_tol=1e-6):
+                if isinstance(at, (int, float)) and isclose(at, float(str(number)), rel_tol=1e-6):
                     yield state
                 else:
-                    self.fail(state, pattern, tree, at, f"is not {number}")
+                    self.fail(
+                        state, pattern, tree, at, f"is not {number!r}", close=isinstance(at, (int, float))
+                    )
             case ast.Name(id=name) if name in self.spelling.wildcards:
                 yield from self.wild(pattern, tree, name, at, layout, state)
             case ast.Name(id=name):
@@ -315,7 +327,7 @@ class Matcher:
         at, state = self.plain(at, state)
         source = self.operand(name, tree, at, layout)
         if isinstance(source, str):
-            self.fail(state, pattern, tree, at, source)
+            self.fail(state, pattern, tree, at, source, close=not source.startswith("is no "))
             return
         yield from self.match(pattern, inner, source, layout, state.covering(at))
 

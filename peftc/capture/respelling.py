@@ -20,6 +20,8 @@ from peftc.passes import Pass, PassResult
 
 FOLDER = Path(__file__).parent / "spellings"
 MOST_MISSES = 5
+NEAR = 1
+"""Nodes that an attempt must have covered, at least one more, to count as a near miss."""
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -53,10 +55,10 @@ def respell(graph: fx.Graph, spelling: Spelling) -> PassResult:
             if state is not None and put_in(graph, node, target, state):
                 changed += 1
                 replaced |= {node, *state.inside}
-            elif matcher.miss.depth > missed.get(node, Miss(1, "")).depth:
+            elif matcher.miss.depth > (missed[node].depth if node in missed else NEAR):
                 missed[node] = matcher.miss
     near = sorted((node for node in missed if node not in replaced), key=lambda node: -missed[node].depth)
-    told = dict.fromkeys(f"{node.name} {missed[node].text}" for node in near)
+    told = dict.fromkeys(f"{node.name} {missed[node]}" for node in near)
     return PassResult(changed, tuple(told)[:MOST_MISSES])
 
 
@@ -76,7 +78,7 @@ def put_in(graph: fx.Graph, root: fx.Node, target: Pattern, state: State) -> boo
 
 def argument_of(tree: Any, found: Mapping[str, Any]) -> Any:
     """What an argument of a replacement stands for."""
-    name = getattr(tree, "id", None)
+    name = str(getattr(tree, "id", NONE))
     return None if name == NONE else found[name]
 
 

@@ -20,7 +20,7 @@ SHARED = ("softmax", "sigmoid", "tanh", "square", "dropout")
 
 def word(name: str, doc: str, *more: str) -> Operation:
     """An operation on one value, with the axes of that value."""
-    return Operation(name, doc, (("x", "value"), *((name, "any") for name in more)), same, "")  # type: ignore[misc]
+    return Operation(name, doc, (("x", "value"), *((name, "any") for name in more)), same, "")
 
 
 WORDS: Mapping[str, Operation] = MappingProxyType(

@@ -93,6 +93,9 @@ def graph(
         shown = "" if diff else text(program.graph)
     if times:
         console.print(timetable(records))
+        for record in records:
+            for miss in record.misses:
+                console.print(f"{record.name} nearly found {miss}")
     console.print(shown)
 
 

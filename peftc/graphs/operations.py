@@ -44,10 +44,10 @@ def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
 
-def take_rows(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    """The rows of x [rows ...] in some ranges, one below the other."""
-    pieces = [x[start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 0)
+def take_along(x: Tensor, ranges: tuple[tuple[int, int], ...], axis: int) -> Tensor:
+    """What of x lies in some ranges along an axis, one after the other."""
+    pieces = [x.narrow(axis, start, stop - start) for start, stop in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
 
 def add_loss(loss: Tensor, more: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from peftc.analyse import Site
 from peftc.graphs import operations
-from peftc.lang import Rule, Section, Term, signature
+from peftc.lang import Axes, Rule, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
 from peftc.rewrite.backend import GraphBackend
@@ -47,14 +47,20 @@ def weight_terms(
     given = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
     named = {name for expression in expressions(rule, section).values() for name in expression.names}
     for port, path in site.weights.items():
-        if port in named and port in told.ports and ROLES[site.role].ports[port].kind == "weight":
-            given[port] = Term(told.ports[port], own_rows(site, read(path), backend))
+        role_port = ROLES[site.role].ports[port]
+        if port in named and port in told.ports and role_port.kind == "weight":
+            called = dict(zip(role_port.axes, told.ports[port], strict=False))
+            order = site.stored.get(port, role_port.axes)
+            axes = tuple(called[axis] for axis in order) if port in site.stored else told.ports[port]
+            given[port] = Term(axes, own_part(site, read(path), order, backend))
     return given
 
 
-def own_rows(site: Site, weight: Any, backend: GraphBackend) -> Any:
-    """The rows of a weight [d_out …] that are the site's own, where it is a part of a larger one."""
-    return weight if site.rows is None else backend.make(operations.take_rows, weight, site.rows)
+def own_part(site: Site, weight: Any, order: Axes, backend: GraphBackend) -> Any:
+    """What of a weight is the site's own, where its output channels are a part of a larger one's."""
+    if site.rows is None:
+        return weight
+    return backend.make(operations.take_along, weight, site.rows, order.index("d_out"))
 
 
 def tensor_at(root: nn.Module, path: str) -> Tensor:
