@@ -52,7 +52,9 @@ def weight_terms(
             called = dict(zip(role_port.axes, told.ports[port], strict=False))
             order = site.stored.get(port, role_port.axes)
             axes = tuple(called[axis] for axis in order) if port in site.stored else told.ports[port]
-            given[port] = Term(axes, own_part(site, read(path), order, backend))
+            held = Term(axes, own_part(site, read(path), order, backend))
+            # In the role's order, as when the rule was proved: some operations ask which axis is the last.
+            given[port] = Term(told.ports[port], backend.align(held, told.ports[port]))
     return given
 
 
