@@ -13,6 +13,7 @@ from pathlib import Path
 from docs.making.commands import commands
 from docs.making.language import language
 from docs.making.roles import roles
+from docs.making.spellings import spellings
 from docs.making.tutorial import tutorial
 from peftc.lang.schema import rule_schema
 
@@ -27,6 +28,7 @@ def schema() -> str:
 PAGES: Mapping[str, Callable[[], str]] = {
     "docs/rule-language.md": language,
     "docs/roles.md": roles,
+    "docs/spellings.md": spellings,
     "docs/cli.md": commands,
     "docs/tutorial-first-rule.md": tutorial,
     "rules/rule.schema.json": schema,

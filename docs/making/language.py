@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -80,11 +80,11 @@ def _tables() -> Iterator[str]:
     """A heading and a table for each kind of table in a rule file, from the outside in."""
     own = {key: field for key, field in Rule.model_fields.items() if key not in Section.model_fields}
     yield "### The file"
-    yield _keys({**own, **Section.model_fields})
+    yield keys_of({**own, **Section.model_fields})
     for path, model in _nested("", Rule):
         yield f"### `[{path}]`"
         yield said(model)
-        yield _keys(model.model_fields)
+        yield keys_of(model.model_fields)
 
 
 def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -105,7 +105,12 @@ def _record(annotation: Any) -> type[BaseModel] | None:
     return next((record for record in found if record), None)
 
 
-def _keys(fields: dict[str, FieldInfo]) -> str:
+def said_of(model: type[BaseModel]) -> str:
+    """What a record's docstring says of it."""
+    return said(model)
+
+
+def keys_of(fields: Mapping[str, FieldInfo]) -> str:
     for key, field in fields.items():
         assert field.description, (
             f"the key {key!r} has no Field(description=…): it is part of the documentation"
@@ -129,7 +134,8 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(code(repr(each).replace("'", '"')) for each in arguments)
     if origin is dict:
-        return f"table of {_type(arguments[1])}s by name"
+        inner = _type(arguments[1])
+        return f"table of {inner}s by name" if ", or" not in inner else f"table by name: {inner}"
     if origin is tuple:
         inner = _type(arguments[0])
         return f"{inner}, or a list of them" if inner == "text" else f"list of {inner}s"

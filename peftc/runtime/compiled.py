@@ -79,9 +79,9 @@ class CompiledModule(nn.Module):
     def disable_adapter(self) -> Iterator[None]:
         """Inside, the module computes what the original model does.
 
-        Bit for bit, but for attention that the model writes out as a softmax: that runs as
-        `scaled_dot_product_attention`, equal within rounding, and a query that may see no key at all gets a
-        finite value there.
+        Bit for bit, but for what a spelling recognises within rounding (docs/spellings.md): attention that the
+        model writes out as a softmax, where a query that may see no key at all gets a finite value; products with
+        a matrix that are no `linear`; and a gelu that is written out.
         """
         engine = self._peftc
         before = engine.enabled
