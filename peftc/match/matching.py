@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Rule, Section, is_on, show, signature, unmet
+from peftc.lang import ANY, Bound, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
-from peftc.lang.sizes import names_of, size_at
+from peftc.lang.sizes import size_at
+from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
 from peftc.match.sharing import refuse_misfits, seed, shared
@@ -56,6 +57,7 @@ def make_plan(
         for bound in added
         if any(each.rule == bound.label for each in matcher.applications)
     ]
+    notes += [note for bound in rules for note in of_training(bound, matcher.applications)]
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
     if not matcher.applications:
@@ -284,32 +286,3 @@ class Matcher:
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )
-
-
-def read_of_calls(site: Site, names: Collection[str]) -> tuple[str, ...]:
-    """The ports among some names whose values change from call to call."""
-    ports = ROLES[site.role].ports.values()
-    return tuple(port.name for port in ports if port.name in names and port.kind != "weight")
-
-
-def uneven(section: Section, known: Mapping[str, object]) -> str | None:
-    """Which size of a parameter is no whole number at a site, or None."""
-    for name, parameter in section.parameters.items():
-        for dimension in parameter.dimensions:
-            if size_at(dimension.size, known) is None:
-                said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
-                return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
-    return None
-
-
-def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
-    """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
-    ports = ROLES[site.role].ports
-    names: set[str] = {
-        name for expression in expressions(rule, section).values() for name in expression.names
-    }
-    needed = [port for name, port in ports.items() if name in names]
-    absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
-    if "h" in names and "h" in ports and "d_model" not in site.sizes:
-        absent.append("h")
-    return absent

@@ -28,6 +28,8 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
         ("bottleneck", "bottleneck:8"),
         ("mam", "mam(prefix_length=5, bottleneck_size=8)"),
         ("unipelt", "unipelt(lora_rank=4, prefix_length=5, bottleneck_size=8)"),
+        ("adalora", "adalora:q,v(rank=4, target=2)"),
+        ("adapter_drop", "adapter_drop:8(most=1)"),
     ],
 )
 def test_text_of_a_plan(name: str, folder: str, rules: str, golden: Callable[[str, str], None]) -> None:

@@ -191,7 +191,8 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
 
     def new_parameter(name: str, parameter: Parameter, shape: tuple[int, ...]) -> Term:
         law = parameter.initial
-        made[name] = (shape, law.law, law.resolve(options), parameter.dtype, parameter.trainable)
+        said = law.law or parameter.init
+        made[name] = (shape, said, law.resolve(options), parameter.dtype, parameter.trainable)
         return Term(parameter.named, torch.randn(shape, generator=_seeded(name)))
 
     given: dict[str, Term] = {

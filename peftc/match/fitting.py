@@ -1,0 +1,54 @@
+"""What a section needs of a site, and what of it a person should be told. Chooses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from peftc.analyse import Site
+from peftc.lang import Bound, Rule, Section
+from peftc.lang.roles import ROLES
+from peftc.lang.scope import expressions
+from peftc.lang.sizes import names_of, size_at
+from peftc.match.plan import Application
+
+
+def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[str]:
+    """What a person who trains must know of a rule: what it adds to the loss, and what it needs to be told."""
+    acting = {each.section for each in applications if each.rule == bound.label}
+    sections = [bound.rule.sections[number] for number in sorted(acting)]
+    if losses := [name for section in sections for name in section.loss]:
+        yield f"{bound.label} adds to the loss while training: {', '.join(losses)}"
+    if policies := [told.policy for section in sections for told in section.schedule.values()]:
+        yield (
+            f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
+            "call update_schedules(step, total) after each step of the optimiser"
+        )
+
+
+def read_of_calls(site: Site, names: Collection[str]) -> tuple[str, ...]:
+    """The ports among some names whose values change from call to call."""
+    ports = ROLES[site.role].ports.values()
+    return tuple(port.name for port in ports if port.name in names and port.kind != "weight")
+
+
+def uneven(section: Section, known: Mapping[str, object]) -> str | None:
+    """Which size of a parameter is no whole number at a site, or None."""
+    for name, parameter in section.parameters.items():
+        for dimension in parameter.dimensions:
+            if size_at(dimension.size, known) is None:
+                said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
+                return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
+    return None
+
+
+def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
+    """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
+    ports = ROLES[site.role].ports
+    names: set[str] = {
+        name for expression in expressions(rule, section).values() for name in expression.names
+    }
+    needed = [port for name, port in ports.items() if name in names]
+    absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
+    if "h" in names and "h" in ports and "d_model" not in site.sizes:
+        absent.append("h")
+    return absent
