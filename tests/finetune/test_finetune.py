@@ -71,10 +71,13 @@ def test_train_then_predict(settings: Settings, quiet: Console) -> None:
             assert float(row["p(fresh)"]) == pytest.approx(probabilities[0], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rule", ["lora:q,v", "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)", "adapter_drop:8(most=2)"]
+)
 def test_a_resumed_run_ends_in_the_same_bits(
-    settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
+    rule: str, settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(settings, evaluate_every=4)  # in the middle of an epoch of 6 steps
+    settings = replace(settings, rules=(rule,), evaluate_every=4)  # in the middle of an epoch of 6 steps
     whole = finetune(replace(settings, out=settings.out.with_name("whole")), quiet)
 
     step_of: Any = AdapterTrainer.training_step
