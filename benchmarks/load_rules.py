@@ -28,9 +28,9 @@ imported = time.process_time()
 library = lang.default_library()
 rules = library.rules()
 loaded = time.process_time()
-from peftc.lang.expression import parse
+from peftc.lang.expression import _read_once
 from peftc.lang.library import _proved, _read
-_read.cache_clear(), _proved.cache_clear(), parse.cache_clear()
+_read.cache_clear(), _proved.cache_clear(), _read_once.cache_clear()
 again = time.process_time()
 library.rules()
 done = time.process_time()

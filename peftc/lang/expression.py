@@ -82,9 +82,24 @@ class Expression:
         return fault(code, self.place, message, text=self.text, span=span_of(self.text, node), hint=hint)
 
 
-@lru_cache(maxsize=1024)
 def parse(text: str, place: Place, *, condition: bool = False) -> Expression:
     """Read one expression, or one condition of a `where`. Raises RuleSyntaxError."""
+    try:
+        read = _read_once(text, condition)
+    except RuleError:
+        return _read(text, place, condition)  # raises the same, and knows where
+    expression = Expression(read.text, read.tree, place, condition)
+    # What was found out of the tree is handed on: composites read a text again and again, at other places.
+    expression.__dict__.update(nodes=read.nodes, names=read.names)
+    return expression
+
+
+@lru_cache(maxsize=1024)
+def _read_once(text: str, condition: bool) -> Expression:
+    return _read(text, Place(""), condition)
+
+
+def _read(text: str, place: Place, condition: bool) -> Expression:
     if len(text) > TEXT:
         raise fault("R006", place, f"an expression has at most {TEXT} characters, this has {len(text)}")
     text = re.sub(r"[\r\n\t]", " ", text).strip()

@@ -257,6 +257,14 @@ class Calls:
 
     def _term(self, line: Line, node: ast.expr) -> Term:
         """The axes and lengths of an argument."""
+        while isinstance(node, ast.Name) and node.id in self.draft.let:  # a name for something else, often a port
+            inner = self.draft.let[node.id].expression.tree
+            if not isinstance(inner, ast.Name):
+                break
+            node = inner
+        if isinstance(node, ast.Name) and node.id in self.roles[0].ports:
+            axes = self.roles[0].ports[node.id]
+            return Term(axes, {axis: axis for axis in axes})
         waiting, seen = [each.id for each in ast.walk(node) if isinstance(each, ast.Name)], set[str]()
         while waiting:  # what the argument depends on must be free of calls before it can be worked out
             name = waiting.pop()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
-from peftc.errors import instead
+from peftc.errors import RuleError, instead
 from peftc.lang.axes import Constant
 from peftc.lang.codes import fault
 from peftc.lang.expression import Expression, parse
@@ -73,6 +74,18 @@ class Initial:
 
 def read_initial(text: str, place: Place) -> Initial:
     """Read an initial law, or an expression. Raises RuleSyntaxError."""
+    try:
+        return _read_once(text)
+    except RuleError:
+        return _read(text, place)  # raises the same, and knows where
+
+
+@lru_cache(maxsize=512)
+def _read_once(text: str) -> Initial:
+    return _read(text, Place("", "parameters", "init"))
+
+
+def _read(text: str, place: Place) -> Initial:
     expression = parse(text, place)
     tree = expression.tree
     name = law_named(tree)

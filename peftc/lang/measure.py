@@ -36,7 +36,12 @@ def _is_small(data: object) -> bool:
     waiting, characters = [(0, data)], 0
     while waiting:
         depth, value = waiting.pop()
-        if depth > NESTING or _problem(value) is not None:
+        if depth > NESTING:
+            return False
+        if type(value) is str and len(value) <= TEXT and value.isprintable():
+            characters += len(value)
+            continue
+        if _problem(value) is not None:
             return False
         if isinstance(value, str):
             characters += len(value)

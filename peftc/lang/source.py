@@ -94,6 +94,15 @@ class Source:
 
     def place(self, *keys: Key) -> Place:
         """The place of the value at `keys`, such as `("let", "delta")` or `("also", 0, "rewrite", "p")`."""
+        if keys not in self._places:  # asked for again by every proof and every use
+            self._places[keys] = self._found(keys)
+        return self._places[keys]
+
+    @cached_property
+    def _places(self) -> dict[tuple[Key, ...], Place]:
+        return {}
+
+    def _found(self, keys: tuple[Key, ...]) -> Place:
         for length in range(len(keys), 0, -1):
             if keys[:length] in self.origins:
                 return self.origins[keys[:length]]

@@ -19,6 +19,8 @@ def check_training(rule: Rule, section: Section) -> set[str]:
 
 
 def _check_losses(rule: Rule, section: Section) -> set[str]:
+    if not section.loss:
+        return set()
     found, used = expressions(rule, section), set[str]()
     moving = {
         port.name
