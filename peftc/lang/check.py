@@ -7,18 +7,20 @@ for each axis, only what its length is called. Longer than most files here: one 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from peftc.errors import UnknownRuleError, instead
 from peftc.lang.axes import AxesError, Constant, Term, read_axes, read_dimensions
 from peftc.lang.codes import fault
 from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
-from peftc.lang.document import Parameter, Rule, Section
+from peftc.lang.document import Option, Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
+from peftc.lang.operations import OPERATIONS
+from peftc.lang.results import same
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.signature import Signature, fit, signature
@@ -98,6 +100,33 @@ def _check_options(rule: Rule) -> None:
             raise fault("R021", place, f"min {option.min} is above max {option.max}")
 
 
+def chosen_freely(options: Mapping[str, Option], read: Iterable[Expression]) -> set[str]:
+    """Options that do nothing but choose a setting of operations whose axes do not depend on it, every choice of
+    theirs among the setting's: what is right with one of them is right with all.
+    """
+    free = {name for name, option in options.items() if option.choices}
+    for expression in read:
+        settled = [
+            keyword.value
+            for call in expression.nodes
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+            for keyword in call.keywords
+            if isinstance(keyword.value, ast.Name)
+            and keyword.value.id in free
+            and (operation := OPERATIONS.get(call.func.id)) is not None
+            and operation.axes is same
+            and (setting := operation.settings.get(keyword.arg or "")) is not None
+            and setting.kind == "choice"
+            and set(options[keyword.value.id].choices) <= set(setting.choices)
+        ]
+        free -= {
+            node.id
+            for node in expression.nodes
+            if isinstance(node, ast.Name) and not any(node is each for each in settled)
+        }
+    return free
+
+
 class _SectionCheck:
     """The proofs of one section."""
 
@@ -118,7 +147,8 @@ class _SectionCheck:
         self._check_train()
         self.used |= check_training(self.rule, self.section)
         read = expressions(self.rule, self.section).values()
-        variants = list(self._variants({name for expression in read for name in expression.names}))
+        named = {name for expression in read for name in expression.names}
+        variants = list(self._variants(named - chosen_freely(self.rule.options, read)))
         walked = len(signatures) * len(variants) * sum(len(expression.text) for expression in read)
         if walked > PROOF:
             message = (

@@ -257,7 +257,9 @@ class Calls:
 
     def _term(self, line: Line, node: ast.expr) -> Term:
         """The axes and lengths of an argument."""
-        while isinstance(node, ast.Name) and node.id in self.draft.let:  # a name for something else, often a port
+        while (
+            isinstance(node, ast.Name) and node.id in self.draft.let
+        ):  # a name for something else, often a port
             inner = self.draft.let[node.id].expression.tree
             if not isinstance(inner, ast.Name):
                 break
