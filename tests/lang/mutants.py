@@ -169,16 +169,17 @@ def numbers(rule: Rule) -> dict[str, Any]:
 
 def _settings(rule: Rule) -> list[dict[str, Constant]]:
     """Options that are not the defaults, for numbers to depend on them; each choice in turn."""
-    plain = {name: _value(name, option) for name, option in rule.options.items()}
+    plain = {name: _value(name, at, option) for at, (name, option) in enumerate(rule.options.items())}
     turns = [{**plain, name: choice} for name, option in rule.options.items() for choice in option.choices]
     return turns or [plain]
 
 
-def _value(name: str, option: Option) -> Constant:
+def _value(name: str, at: int, option: Option) -> Constant:
+    """A value that no other option has, so that one in the place of another is seen."""
     if isinstance(option.default, (bool, str)):
         return option.default
     drawn = 0.3 + 0.1 * (len(name) + ord(name[0]) % 7) / 7
-    value = 2 + len(name) % 2 if isinstance(option.default, int) else drawn
+    value = 2 + at % 8 if isinstance(option.default, int) else drawn
     return type(option.default)(min(max(value, option.min or -math.inf), option.max or math.inf))
 
 
@@ -204,10 +205,11 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     edits = {f"{port} =": _held(scope.rewrite(port), given[port].axes) for port in sorted(section.rewrite)}
     merges = {f"{port} merged": _held(scope.merge(port), given[port].axes) for port in sorted(section.merge)}
     losses = {f"loss {name}": scope.loss(name).held for name in sorted(section.loss)}
+    fixed = [axis for axis in sizes if axis not in said.moving]
     left_out = [
-        unmet(rule, section, options, dict(zip(sizes, grid, strict=True))) is None
-        for grid in itertools.product(range(1, 5), repeat=min(len(sizes), 3))
-        if len(sizes) <= 3
+        unmet(rule, section, options, dict(zip(fixed, grid, strict=True))) is None
+        for grid in itertools.product(range(1, 12), repeat=min(len(fixed), 3))
+        if len(fixed) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
     return {**edits, **merges, **losses, "parameters": made, "sites": left_out, "trained": trained}

@@ -31,6 +31,9 @@ UNSEEN: dict[str, Callable[[Mutant], bool]] = {
     "a binding stands for what it is bound to, until another rule binds it anew": lambda mutant: (
         mutant.kind == "name" and {mutant.old, mutant.new} == {"source", "y"}
     ),
+    "the identity is the same for all matrices of one size": lambda mutant: (
+        mutant.kind == "name" and f"identity_like({mutant.new})" in mutant.text.splitlines()[mutant.line - 1]
+    ),
     "an axis that nothing else names may be called anything": lambda mutant: (
         mutant.kind == "name" and re.match(r"(values|match *= .*values|takes)", mutant.whole) is not None
     ),
