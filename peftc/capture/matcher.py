@@ -197,6 +197,8 @@ class Matcher:
         """The node whose axes stand as a wildcard names them, behind a transpose if need be; or why there is none."""
         rank = value(node).dim()
         if kind == "mask":
+            if not value(node).dtype.is_floating_point:
+                return "is added as whole numbers, which no mask is"
             return node if 2 <= rank <= len(axes) else f"has {rank} axes, not 2 to {len(axes)}"
         want = tuple(axis for axis in layout if axis in axes)
         named = tuple(axis for axis in axes if axis != ANY)
@@ -350,8 +352,8 @@ class Matcher:
                 return "is no softmax in one number format"
             dims = [argument(at, "dim")]
         else:
-            if not is_call(at, "mean"):
-                return "is no mean"
+            if not is_call(at, "mean") or value(at).dtype != value(at.args[0]).dtype:  # type: ignore[arg-type]
+                return "is no mean in one number format"
             if argument(at, "keepdim") is not True:
                 return "does not keep the axis of its mean"
             dims = list(argument(at, "dim") or [])

@@ -96,7 +96,7 @@ def make_rms_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.
 def make_attention(graph: fx.Graph, root: fx.Node, given: list[Any], _: Any) -> fx.Node:
     """The fused call; the chance of its dropout is 0 in evaluation."""
     query, key, values, mask, scale, dropped = given
-    p: Any = dropped.p if isinstance(dropped, Dropped) else 0.0
+    p: Any = dropped.p if isinstance(dropped, Dropped) and dropped.mode is not False else 0.0
     if p and isinstance(dropped, Dropped) and isinstance(dropped.mode, fx.Node):
         p = graph.call_function(operator.mul, (dropped.mode, p))
         p.meta[MODULES] = module_stack(root)
@@ -112,6 +112,8 @@ def make_linear(
     lead = [str(size) for size in value(x).shape[:-1]]
     if [str(size) for size in value(root).shape[:-1]] != lead:
         return None  # reshaped to something else than it was
+    if bias is not None and str(value(bias).shape[0]) != str(value(root).shape[-1]):
+        return None  # one number for all channels
     if orders[1][0] == orders[0][-1]:
         turned = graph.call_function(torch.ops.aten.t.default, (weight,))
         turned.meta = {"val": value(weight).t(), MODULES: module_stack(root)}

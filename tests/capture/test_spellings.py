@@ -107,6 +107,43 @@ def otherwise_reshaped(self: Weighted, x: Tensor) -> Tensor:
     return torch.addmm(self.bias, x.view(-1, 4), self.weight).view(x.shape[1], x.shape[0], 6)
 
 
+def with_one_number(self: Any, x: Tensor) -> Tensor:
+    return self.one + x @ self.weight
+
+
+def test_a_bias_of_one_number_stays_a_sum() -> None:
+    x = values(3, 5, 4)
+    module: Any = Weighted(with_one_number, 4, 6)
+    module.one = nn.Parameter(values(1))
+    program = captured(module, x=x)
+    assert operators(program) == {"t": 1, "linear": 1, "add": 1}
+    torch.testing.assert_close(run(program, module, x), module(x), atol=1e-6, rtol=1e-6)
+
+
+def mean_in_another_format(x: Tensor, w: Tensor) -> Tensor:
+    return w * (x * torch.rsqrt((x * x).mean(-1, keepdim=True, dtype=torch.float32) + 1e-5)).to(x.dtype)
+
+
+def seen_as_numbers(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
+    return torch.softmax(q @ k.transpose(-1, -2) + (mask > 0), -1) @ v
+
+
+def test_number_formats_are_part_of_a_pattern() -> None:
+    x = norms.values(torch.bfloat16)
+    norm = norms.Norm(mean_in_another_format, torch.bfloat16)
+    program = captured(norm, x=x)
+    assert not calls(program, "rms_norm")
+    assert torch.equal(run(program, norm, x), norm(x))
+    attention = attentions.Attention(seen_as_numbers)
+    given: dict[str, Any] = {**QKV, "mask": attentions.mask_for("whole")}
+    program = captured(attention, **given)
+    assert not calls(program, "scaled_dot_product_attention")
+    torch.testing.assert_close(
+        run(program, attention, *given.values()), attention(*given.values()), atol=0, rtol=0
+    )
+
+
 @pytest.mark.parametrize(
     ("function", "shape"),
     [(by_a_value, (4, 6)), (from_the_left, (6, 4)), (doubled_product, (4, 6)), (otherwise_reshaped, (4, 6))],
