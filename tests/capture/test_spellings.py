@@ -107,7 +107,7 @@ def otherwise_reshaped(self: Weighted, x: Tensor) -> Tensor:
     return torch.addmm(self.bias, x.view(-1, 4), self.weight).view(x.shape[1], x.shape[0], 6)
 
 
-def with_one_number(self: Any, x: Tensor) -> Tensor:
+def with_one_number(self: Any, x: Tensor) -> Any:
     return self.one + x @ self.weight
 
 
