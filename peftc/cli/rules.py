@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from peftc.cli.application import app
 from peftc.errors import PeftcError
-from peftc.lang import Option, Rule, default_library, known_words, load_rule, write
+from peftc.lang import Option, Rule, Section, default_library, known_words, load_rule, write
 
 
 @app.command()
@@ -125,17 +125,25 @@ def _tables(rule: Rule) -> Iterator[tuple[str, Table]]:
                     for name, made in section.parameters.items()
                 ),
             )
-        yield f"equations{suffix}", _table(_equations(section.model_dump(mode="json", exclude_defaults=True)))
+        yield f"equations{suffix}", _table(_equations(section))
 
 
-def _equations(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _equations(section: Section) -> Iterator[tuple[str, ...]]:
     """Everything that a section says of values: its bindings, its edits, what it trains, its conditions."""
-    for key, table in content.items():
-        if isinstance(table, Mapping) and key not in ("match", "parameters", "options"):
-            for name, said in table.items():
-                text = said if isinstance(said, str) else json.dumps(said).strip("{}")
-                yield (key, name, f"= {text}" if isinstance(said, str) else text)
-    for text in content["match"].get("where", ()):
+    for key, table in (("let", section.let), ("rewrite", section.rewrite), ("merge", section.merge)):
+        yield from ((key, name, f"= {text}") for name, text in table.items())
+    for port, train in section.train.items():
+        yield ("train", port, f"put in by {train.insert}" if train.insert else "")
+    for name, term in section.loss.items():
+        yield ("loss", name, f"+ {term.weight} * {term.reduce} over sites of {term.value}")
+    for name, told in section.schedule.items():
+        given = {**told.parameters, **told.settings}
+        yield (
+            "schedule",
+            name,
+            f"{told.policy}({', '.join(f'{key}={value}' for key, value in given.items())})",
+        )
+    for text in section.match.where:
         yield ("only where", "", text)
 
 

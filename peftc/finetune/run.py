@@ -76,7 +76,12 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
 
     loaded.model.train()
     set_seed(settings.seed)  # the same start of new parameters, whatever was measured before
-    compiled: Any = api.compile(loaded.model, list(settings.rules), example_inputs(loaded, settings.task))
+    compiled: Any = api.compile(
+        loaded.model,
+        list(settings.rules),
+        example_inputs(loaded, settings.task),
+        data=first_batch(settings, encoded, loaded),
+    )
     console.print(api.explain(compiled).table())
     for name in untrained(compiled, loaded.new):
         console.print(
@@ -145,6 +150,14 @@ def begin(job: Job, settings: Settings, output: Output, console: Console) -> Pat
             f"resuming from {checkpoint}" if checkpoint else "no checkpoint yet: starting from the beginning"
         )
     return checkpoint
+
+
+def first_batch(settings: Settings, encoded: EncodedData, loaded: Loaded) -> dict[str, Any]:
+    """The first training rows, for rules whose parameters start from what the model computes on data."""
+    rows = range(min(settings.batch_size, len(encoded.training)))
+    batch = collator_for(loaded.tokenizer)([encoded.training[row] for row in rows])
+    device = next(loaded.model.parameters()).device
+    return {name: held.to(device) for name, held in batch.items() if name != "labels"}
 
 
 def report_data(settings: Settings, data: Data, encoded: EncodedData, console: Console) -> None:

@@ -104,6 +104,19 @@ def test_a_resumed_run_ends_in_the_same_bits(
         assert torch.equal(tensor, second[name]), name
 
 
+def test_parameters_can_start_from_the_data(settings: Settings, quiet: Console, tmp_path: Path) -> None:
+    from tests.runtime.test_starting import PREFIX
+
+    (tmp_path / "texts.toml").write_text(PREFIX)
+    rules = (str(tmp_path / "texts.toml"),)
+    out = settings.out
+    result = finetune(replace(settings, rules=rules, max_steps=1, learning_rate=1e-9), quiet)
+    started = [tensor for name, tensor in adapter(result.out).items() if name.endswith("P_k")]
+    assert started
+    assert all(float(tensor.abs().mean()) > 1e-3 for tensor in started)
+    assert predict(out, settings.data, quiet).accuracy is not None
+
+
 def test_a_failure_leaves_no_folder(
     settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

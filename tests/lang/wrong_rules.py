@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from peftc.lang import LAWS, OPERATIONS, ROLES, default_library
+from peftc.lang import LAWS, OPERATIONS, POLICIES, ROLES, default_library
 from peftc.lang.document import Match, Option, Parameter, Rule
 
 LIBRARY = default_library()
@@ -81,7 +81,25 @@ expressions = st.recursive(
     max_leaves=12,
 )
 axes = st.lists(
-    st.sampled_from(["d_in", "d_out", "rank", "*", "batch", "keys", "heads", "keys=length", "n=3", "Rank"]),
+    st.sampled_from(
+        [
+            "d_in",
+            "d_out",
+            "rank",
+            "*",
+            "batch",
+            "keys",
+            "heads",
+            "keys=length",
+            "n=3",
+            "Rank",
+            "o=d_out/rank",
+            "o=d_out*rank/2",
+            "o=rank/0",
+            "o=1/rank",
+            "o=d_in/d_in*d_in",
+        ]
+    ),
     max_size=5,
 ).map(" ".join)
 
@@ -101,7 +119,13 @@ options = st.fixed_dictionaries(
 parameters = st.fixed_dictionaries(
     {
         "axes": axes,
-        "init": st.sampled_from([*LAWS, "normal(std=0.02)", "normal(std=alpha)", "uniform(low=1, high=x)"]),
+        "init": st.one_of(
+            st.sampled_from([*LAWS, "normal(std=0.02)", "normal(std=alpha)", "uniform(low=1, high=x)"]),
+            st.sampled_from(
+                ["length(W, axis='d_in')", "svd_vh(W, rank)", "W", "A", "first(x, rank, axis='d_in')"]
+            ),
+            expressions,
+        ),
     },
     optional={"dtype": st.sampled_from(["float32", "int8"]), "trainable": st.booleans()},
 )
@@ -114,6 +138,25 @@ matches = st.fixed_dictionaries(
     },
 )
 local_names = st.sampled_from(["A", "B", "scale", "delta", "rank", "lambda", "a b", "x"])
+losses = st.fixed_dictionaries(
+    {"value": st.one_of(expressions, st.sampled_from(["sum(sum(A, axis='rank'), axis='d_in')", "1"]))},
+    optional={
+        "weight": st.one_of(numbers, local_names, names),
+        "reduce": st.sampled_from(["sum", "mean", "max"]),
+    },
+)
+schedules = st.fixed_dictionaries(
+    {
+        "policy": st.sampled_from([*POLICIES, "policy"]),
+        "parameters": _table(st.sampled_from(["value", "left", "right", "keep", "other"]), local_names),
+    },
+    optional={
+        "settings": _table(
+            st.sampled_from(["start", "stop", "most", "target", "every", "shape", "begin", "none"]),
+            st.one_of(numbers, names, st.sampled_from(["linear", "rank", 2])),
+        )
+    },
+)
 sections = st.fixed_dictionaries(
     {"match": matches},
     optional={
@@ -122,6 +165,8 @@ sections = st.fixed_dictionaries(
         "rewrite": _table(st.sampled_from(PORTS), expressions),
         "merge": _table(st.sampled_from(PORTS), expressions),
         "train": _table(st.sampled_from(PORTS), st.sampled_from([{}, {"insert": "insert"}])),
+        "loss": _table(local_names, losses),
+        "schedule": _table(local_names, schedules),
     },
 )
 anything = st.recursive(
