@@ -1,0 +1,1 @@
+"""The tests, and the models they are run on."""
