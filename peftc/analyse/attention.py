@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from peftc.analyse.channels import ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import is_call
+from peftc.graphs.reading import is_attention
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def attention_cores(
     """Every softmax attention of a normalised graph."""
     cores = []
     for node in graph.nodes:
-        if not is_call(node, "scaled_dot_product_attention"):
+        if not is_attention(node):
             continue
         parts: dict[fx.Node, dict[str, Tensor]] = {}
         for part, operand in zip("qkv", node.args[:3], strict=True):

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from peftc.graphs.reading import argument, is_call, is_tensor, shape, value
+from peftc.graphs.operations import capped_attention
+from peftc.graphs.reading import (
+    MODULES,
+    argument,
+    is_attention,
+    is_call,
+    is_tensor,
+    module_stack,
+    shape,
+    value,
+)
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+
+
+def attention_call(
+    graph: fx.Graph,
+    operands: tuple[fx.Node, fx.Node, fx.Node],
+    mask: fx.Node | None,
+    scale: float | None,
+    dropped: tuple[float, object] | None,
+    cap: float | None = None,
+) -> fx.Node:
+    """The fused call at the insertion point, as `SpellAttention` leaves one.
+
+    Args:
+        operands: queries, keys and values.
+        dropped: chance of dropout of the weights, and the mode that says whether it acts; 0 in evaluation.
+        cap: what scores are capped at, where they are.
+    """
+    p: Any = dropped[0] if dropped and dropped[1] is not False else 0.0
+    if p and dropped and isinstance(dropped[1], fx.Node):
+        p = graph.call_function(operator.mul, (dropped[1], p))
+        p.meta[MODULES] = module_stack(operands[0])
+    kwargs = {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False}
+    if cap is None:
+        return graph.call_function(ATTENTION, operands, kwargs)
+    return graph.call_function(capped_attention, operands, {**kwargs, "cap": cap})
 
 
 @dataclass(frozen=True)
@@ -42,7 +78,7 @@ class GroupHeads:
         """Undo `repeat_kv` before each attention."""
         changed = 0
         for node in list(graph.nodes):
-            if node.target is not ATTENTION or node.kwargs["enable_gqa"]:
+            if not is_attention(node) or node.kwargs["enable_gqa"]:
                 continue
             key, val = unrepeated(node.args[1]), unrepeated(node.args[2])
             if key is None or val is None:
@@ -72,4 +108,4 @@ def unrepeated(node: Any) -> fx.Node | None:
     return x if after == (before[0], before[1] * wide[2], *before[2:]) else None
 
 
-__all__ = ["ATTENTION", "GroupHeads", "SpellAttention"]
+__all__ = ["ATTENTION", "GroupHeads", "SpellAttention", "attention_call"]

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from peftc.capture.structures import structure_maker
 from peftc.errors import CaptureError
-from peftc.graphs.reading import MODULES, STATE, is_parameter
+from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
 
+SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
 
 
@@ -60,6 +61,9 @@ class GraphReader:
             if target not in made:
                 made[target] = self.graph.get_attr(target)
                 made[target].meta = dict(node.meta) | {STATE: kind}
+                held = self.constants.get(target.removeprefix(f"{CONSTANTS}."))
+                if held is not None and held.numel() <= SMALL and target.startswith(CONSTANTS):
+                    made[target].meta[CONSTANT] = held
             env[node] = made[target]
         output = self.copy(self.exported.graph_module, env)
         self.write_output(list(output))

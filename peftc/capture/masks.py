@@ -18,7 +18,14 @@ from torch.utils import _pytree as pytree
 
 from peftc.capture.mask_forms import Forms
 from peftc.graphs.evaluating import evaluate
-from peftc.graphs.reading import DYNAMIC_SIZE, ancestors, is_call, is_tensor, operator_name, value
+from peftc.graphs.reading import (
+    DYNAMIC_SIZE,
+    ancestors,
+    is_attention,
+    is_tensor,
+    operator_name,
+    value,
+)
 from peftc.passes import setting
 
 HIDING = 1e4  # a float beyond this is what a mask adds to hide a key
@@ -59,7 +66,7 @@ class FoldMasks:
         known: dict[fx.Node, str] = {}
         changed = 0
         for node in list(graph.nodes):
-            mask = node.kwargs.get("attn_mask") if is_call(node, "scaled_dot_product_attention") else None
+            mask = node.kwargs.get("attn_mask") if is_attention(node) else None
             if not isinstance(mask, fx.Node) or node.kwargs.get("is_causal"):
                 continue
             if mask not in known:

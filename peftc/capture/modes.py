@@ -11,6 +11,7 @@ from torch import fx
 from peftc.graphs.reading import (
     MODULES,
     argument,
+    is_attention,
     is_call,
     is_tensor,
     module_stack,
@@ -62,7 +63,7 @@ class ReadModeAtRunTime:
                 else:
                     node.args = (node.args[0], node.args[1], mode_node(graph))
                 changed += 1
-            elif is_call(node, "scaled_dot_product_attention"):
+            elif is_attention(node):
                 p = argument(node, "dropout_p", 0.0)
                 if self.training and not self.mixed and isinstance(p, float) and p > 0:
                     mode = mode_node(graph)

@@ -10,8 +10,9 @@ from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
 from peftc.capture.respelling import recognise
+from peftc.capture.scores import ReadScores
 from peftc.graphs.program import Program, copy_graph
-from peftc.graphs.reading import ancestors, is_call, value
+from peftc.graphs.reading import ancestors, is_attention, value
 from peftc.passes import AS_MADE, Pass, PassRecord, PassSettings
 
 SPELLINGS = ("rms_norm", "linear", "gelu_tanh", "quick_gelu", "attention")
@@ -28,6 +29,8 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
         *(recognise(file)() for file in SPELLINGS),
+        RemoveDeadCode(),
+        ReadScores(),
         RemoveDeadCode(),
         SpellAttention(),
         FoldMasks(),
@@ -52,8 +55,7 @@ def for_ones(program: Program, settings: PassSettings = AS_MADE) -> Program | No
     masks = [
         mask
         for node in program.graph.nodes
-        if is_call(node, "scaled_dot_product_attention")
-        and isinstance(mask := node.kwargs["attn_mask"], fx.Node)
+        if is_attention(node) and isinstance(mask := node.kwargs["attn_mask"], fx.Node)
     ]
     sources = {node for mask in masks for node in content_of(mask, set(ancestors(mask)))}
     ones = tuple(sorted(node.name for node in sources if not value(node).dtype.is_floating_point))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from peftc.capture.attention import attention_call
 from peftc.capture.matcher import Dropped, Matcher, Miss, State
 from peftc.capture.spelling import NONE, Pattern, Spelling, read_spelling
 from peftc.graphs import operations
@@ -22,7 +22,6 @@ FOLDER = Path(__file__).parent / "spellings"
 MOST_MISSES = 5
 NEAR = 1
 """Nodes that an attempt must have covered, at least one more, to count as a near miss."""
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,11 @@ def make_rms_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.
     )
 
 
-def make_attention(graph: fx.Graph, root: fx.Node, given: list[Any], _: Any) -> fx.Node:
+def make_attention(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.Node:
     """The fused call; the chance of its dropout is 0 in evaluation."""
     query, key, values, mask, scale, dropped = given
-    p: Any = dropped.p if isinstance(dropped, Dropped) and dropped.mode is not False else 0.0
-    if p and isinstance(dropped, Dropped) and isinstance(dropped.mode, fx.Node):
-        p = graph.call_function(operator.mul, (dropped.mode, p))
-        p.meta[MODULES] = module_stack(root)
-    kwargs = {"attn_mask": mask, "dropout_p": p, "is_causal": False, "scale": scale, "enable_gqa": False}
-    return graph.call_function(ATTENTION, (query, key, values), kwargs)
+    told = (dropped.p, dropped.mode) if isinstance(dropped, Dropped) else None
+    return attention_call(graph, (query, key, values), mask, scale, told)
 
 
 def make_linear(

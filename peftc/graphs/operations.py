@@ -33,6 +33,37 @@ def causal_mask(query: Tensor, key: Tensor) -> Tensor:
     return torch.arange(keys, device=query.device).unsqueeze(0) <= rows
 
 
+def capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    cap: float,
+) -> Tensor:
+    """Softmax attention whose scores are capped, cap · tanh(scores / cap), before a mask is added to them.
+
+    The arguments are those of `scaled_dot_product_attention`, axes [batch heads length width].
+    """
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = cap * torch.tanh(scores / cap)
+    if is_causal:
+        attn_mask = causal_mask(query, key)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return torch.dropout(weights, dropout_p, dropout_p > 0) @ value
+
+
 def open_mask(mask: Tensor, length: int) -> Tensor:
     """A mask [... keys] with `length` keys in front that every query sees: True, or 0 if masks are added."""
     return torch.nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)

@@ -11,6 +11,9 @@ from torch._ops import OpOverload
 
 STATE = "peftc_state"  # meta of get_attr nodes: "parameter", "buffer" or a kind of constant
 MODULES = "peftc_modules"  # meta of calls: (path, call) of the modules around them
+CONSTANT = (
+    "peftc_constant"  # meta of get_attr nodes: the tensor itself, of small constants of the model's code
+)
 ADDED = "peftc_added"  # meta of calls that a rule added: (rule, site)
 
 DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
@@ -36,6 +39,11 @@ def operator_name(node: fx.Node) -> str:
 def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
     """Whether `node` calls one of the named operators."""
     return isinstance(node, fx.Node) and operator_name(node) in names
+
+
+def is_attention(node: object) -> TypeGuard[fx.Node]:
+    """Whether `node` is a softmax attention in the one spelling."""
+    return is_call(node, "scaled_dot_product_attention", "capped_attention")
 
 
 def argument(node: fx.Node, name: str, default: Any = None) -> Any:

@@ -1,0 +1,439 @@
+"""The pass that reads written-out attention whose scores take a longer way than the plain spelling's.
+
+Between the product of queries and keys and the softmax, models scale, add biases and masks, cap, cast and reshape.
+All of it but a cap is affine in the scores, so it is one factor and one mask that is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from peftc.capture.attention import attention_call
+from peftc.graphs.reading import (
+    CONSTANT,
+    MODULES,
+    argument,
+    is_call,
+    is_tensor,
+    module_stack,
+    operator_name,
+    shape,
+    value,
+)
+from peftc.passes import PassResult
+
+aten = torch.ops.aten
+PRODUCTS = ("matmul", "bmm", "baddbmm")
+LAYOUT = ("view", "reshape", "_unsafe_view")
+SAME = ("to", "type_as", "_to_copy", "contiguous", "clone", "alias", "float", "detach")
+HIDES = -1e4  # a score at or below this is of a key that is not seen
+
+
+class Unread(Exception):  # noqa: N818 - no error: says why a softmax is none of an attention that is read here
+    """Why a softmax is left as it is."""
+
+
+@dataclass
+class Way:
+    """What happens to the scores from the product to the softmax.
+
+    Attributes:
+        product: the node that makes the scores.
+        steps: (node, position of the scores among its arguments), first to last.
+    """
+
+    product: fx.Node
+    steps: list[tuple[fx.Node, int]]
+
+
+@dataclass
+class Read:
+    """A way as one factor, one cap and one added mask.
+
+    Attributes:
+        factor: what the scores are multiplied with.
+        by: tensors that queries are multiplied with, as (operator, tensor).
+        inside: what they were multiplied with when a tanh was taken; None without one. The factor is its cap then.
+        bias: what is added to the scores, in four axes.
+        hidden: the conditions that hide a key, each where it was met.
+    """
+
+    factor: float = 1.0
+    by: list[tuple[Any, fx.Node]] = field(default_factory=list)
+    inside: float | None = None
+    bias: fx.Node | None = None
+    hidden: list[fx.Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReadScores:
+    """A softmax between two products of values is attention, whatever is added to its scores on the way."""
+
+    optional: ClassVar[bool] = True
+
+    def run(self, graph: fx.Graph) -> PassResult:
+        """Replace what can be read; what was covered is left for `RemoveDeadCode`."""
+        changed, misses = 0, []
+        for node in list(graph.nodes):
+            if not is_call(node, "softmax", "_softmax") or not node.users or not is_tensor(node.args[0]):
+                continue
+            try:
+                replace(graph, node)
+                changed += 1
+            except Unread as why:
+                misses.append(f"{node.name}: {why}")
+        return PassResult(changed, tuple(misses[:5]))
+
+
+def replace(graph: fx.Graph, softmax: fx.Node) -> None:
+    """Put the fused call in the place of the product with the values.
+
+    Raises:
+        Unread: says why not.
+    """
+    if softmax.args[1] not in (-1, value(softmax).dim() - 1):
+        raise Unread("not over the last axis")
+    way = way_to(softmax.args[0])  # type: ignore[arg-type]
+    gathered, dropped, filled = onward(softmax)
+    query, key_t = operands(way.product)
+    values = gathered.args[1]
+    if not (is_tensor(values) and value(values).dim() == value(gathered).dim() == value(way.product).dim()):
+        raise Unread("the products have other numbers of axes")
+    maker = Maker(graph, gathered, way, heads_in_batch(way.product, query))
+    read = maker.read(way)
+    if any(condition not in read.hidden for condition in filled):
+        raise Unread("weights are hidden behind the softmax that were seen before it")
+    maker.put(read, query, key_t, values, dropped, infinite=bool(filled))
+
+
+def way_to(scores: fx.Node) -> Way:
+    """The way back from the softmax to the product, through what is affine in the scores."""
+    steps: list[tuple[fx.Node, int]] = []
+    node = scores
+    while True:
+        if is_call(node, *PRODUCTS):
+            return Way(node, steps[::-1])
+        if len(node.users) != 1:
+            raise Unread(f"{node.name} is read by others too")
+        name = operator_name(node)
+        if name in ("add", "sub"):
+            position = which(node)
+        elif name == "where":
+            position = 1
+        elif name in (
+            "mul",
+            "div",
+            "masked_fill",
+            "max",
+            "maximum",
+            "clamp",
+            "clamp_min",
+            "tanh",
+            *LAYOUT,
+            *SAME,
+        ):
+            position = 0 if name != "mul" else which(node)
+        else:
+            raise Unread(f"{name or node.op} at {node.name} is no way of scores")
+        source = node.args[position]
+        if not is_tensor(source):
+            raise Unread(f"{node.name} reads no scores")
+        steps.append((node, position))
+        node = source
+
+
+def which(node: fx.Node) -> int:
+    """Which argument of a sum or product holds the scores: the one that a product is near of."""
+    found = [
+        position for position, each in enumerate(node.args[:2]) if isinstance(each, fx.Node) and leads(each)
+    ]
+    if len(found) != 1:
+        raise Unread(f"{len(found)} sides of {node.name} are scores")
+    return found[0]
+
+
+def leads(node: fx.Node) -> bool:
+    """Whether a node is a product of values, changed elementwise at most."""
+    while True:
+        if is_call(node, *PRODUCTS):
+            return all(is_tensor(each) and each.op != "get_attr" for each in product_of(node))
+        name = operator_name(node)
+        if name in ("add", "sub", "mul"):
+            return any(isinstance(each, fx.Node) and leads(each) for each in node.args[:2])
+        if name not in ("where", "div", "masked_fill", "max", "tanh", *LAYOUT, *SAME):
+            return False
+        source = node.args[1 if name == "where" else 0]
+        if not is_tensor(source):
+            return False
+        node = source
+
+
+def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node]]:
+    """The product with the values, the dropout before it, and what hides weights behind the softmax."""
+    node, dropped, filled = softmax, None, []
+    while True:
+        users = list(node.users)
+        if len(users) != 1:
+            raise Unread("the weights are read by others too")
+        user = users[0]
+        if is_call(user, "matmul", "bmm") and user.args[0] is node:
+            return user, dropped, filled
+        if is_call(user, "dropout") and dropped is None:
+            dropped = user
+        elif is_call(user, "masked_fill") and user.args[2] == 0:
+            filled.append(user.args[1])
+        elif not is_call(user, *LAYOUT, *SAME):
+            raise Unread(f"{user.name} reads the weights")
+        node = user
+
+
+def product_of(product: fx.Node) -> tuple[Any, Any]:
+    """What a product multiplies."""
+    left, right = product.args[1:3] if is_call(product, "baddbmm") else product.args[:2]
+    return left, right
+
+
+def operands(product: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Queries and turned keys of a product of scores."""
+    left, right = product_of(product)
+    if not is_tensor(left) or not is_tensor(right) or value(left).dim() != value(right).dim():
+        raise Unread(f"{product.name} is no product of queries and keys")
+    if value(left).dim() not in (3, 4):
+        raise Unread(f"{product.name} has {value(left).dim()} axes")
+    if left.op == "get_attr" or right.op == "get_attr":
+        raise Unread(f"{product.name} is a product with a parameter")
+    return left, right
+
+
+def source_of_flat(node: fx.Node) -> fx.Node | None:
+    """x [batch heads length width] of which a node [batch·heads length width] is the flat form, or None."""
+    after = value(node)
+    current = node
+    while is_call(current, *LAYOUT, "contiguous", "clone"):
+        current = current.args[0]  # type: ignore[assignment]
+        before = value(current)
+        if before.dim() == 4:
+            flat = (str(before.shape[0] * before.shape[1]), str(before.shape[2]), str(before.shape[3]))
+            return current if flat == tuple(map(str, after.shape)) else None
+    return None
+
+
+def heads_in_batch(product: fx.Node, query: fx.Node) -> int | None:
+    """Number of heads that lie flat in the batch; 0 for none, None where there is one head and no axis for it."""
+    if value(product).dim() == 4:
+        return 0
+    source = source_of_flat(query)
+    return None if source is None else shape(source)[1]
+
+
+class Maker:
+    """Puts nodes in front of one product with the values."""
+
+    def __init__(self, graph: fx.Graph, at: fx.Node, way: Way, heads: int | None) -> None:
+        self.graph, self.at, self.way, self.heads = graph, at, way, heads
+        self.score_dtype = value(way.product).dtype
+
+    def make(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """One call, with what tracing would have seen of it."""
+        with self.graph.inserting_before(self.at):
+            node = self.graph.call_function(target, args, kwargs)
+        seen_args, seen_kwargs = fx.map_arg((args, kwargs), value)
+        node.meta = {"val": target(*seen_args, **seen_kwargs), MODULES: module_stack(self.at)}
+        return node
+
+    def read(self, way: Way) -> Read:
+        """The steps as one factor, one cap and one mask."""
+        read = Read()
+        if is_call(way.product, "baddbmm"):
+            read.factor = float(argument(way.product, "alpha", 1))
+            if argument(way.product, "beta", 1) != 0:
+                term = self.scaled(way.product.args[0], float(argument(way.product, "beta", 1)))  # type: ignore[arg-type]
+                read.bias = self.lined_up(term, 3)
+        for node, position in way.steps:
+            self.step(read, node, position)
+        return read
+
+    def step(self, read: Read, node: fx.Node, position: int) -> None:
+        """One step."""
+        name = operator_name(node)
+        axes = value(node).dim()
+        if name in LAYOUT:
+            if axes not in (3, 4) or (axes != value(node.args[0]).dim() and self.heads in (None,)):  # type: ignore[arg-type]
+                raise Unread(f"{node.name} changes the axes of the scores")
+            if axes == value(node.args[0]).dim() and axes == 4 and self.other_form(node):  # type: ignore[arg-type]
+                raise Unread(f"{node.name} regroups the scores")
+            return
+        if name in SAME:
+            return
+        other = node.args[1 - position] if name in ("add", "sub", "mul", "div") else None
+        if name in ("mul", "div"):
+            self.multiply(read, node, other)
+        elif name == "tanh":
+            if read.bias is not None or read.inside is not None:
+                raise Unread(f"{node.name} caps biased scores")
+            read.inside, read.factor = read.factor, 1.0
+        elif name in ("add", "sub"):
+            if argument(node, "alpha", 1) != 1 or (name == "sub" and position == 1):
+                raise Unread(f"{node.name} is no plain sum")
+            if isinstance(other, fx.Node):
+                term = other if name == "add" else self.make(aten.neg.default, other)
+                self.add(read, self.lined_up(term, axes))
+            elif other != 0:
+                raise Unread(f"{node.name} adds a number")
+        elif name in ("max", "maximum", "clamp", "clamp_min"):
+            least = node.args[1] if len(node.args) > 1 else argument(node, "min")
+            if not hides(least) or (name == "clamp" and argument(node, "max") is not None):
+                raise Unread(f"{node.name} cuts scores")
+        else:
+            self.hide(read, node, axes)
+
+    def other_form(self, node: fx.Node) -> bool:
+        """Whether a view of four axes has them in other sizes."""
+        source: Any = node.args[0]
+        return shape(source) != shape(node)
+
+    def multiply(self, read: Read, node: fx.Node, other: Any) -> None:
+        """A factor: a number, or a tensor that is the same for all keys."""
+        divides = operator_name(node) == "div"
+        if isinstance(other, (int, float)):
+            number = 1 / other if divides else float(other)
+            read.factor *= number
+            if read.bias is not None:
+                read.bias = self.scaled(read.bias, number)
+            return
+        if (
+            not isinstance(other, fx.Node)
+            or not is_tensor(other)
+            or read.inside is not None
+            or read.bias is not None
+        ):
+            raise Unread(f"{node.name} is no plain factor")
+        sizes = value(other).shape
+        if len(sizes) and sizes[-1] != 1:
+            raise Unread(f"{node.name} has a factor for each key")
+        read.by.append((aten.div.Tensor if divides else aten.mul.Tensor, other))
+
+    def scaled(self, term: fx.Node, number: float) -> fx.Node:
+        """A term times a number."""
+        return term if number == 1 else self.make(aten.mul.Tensor, term, number)
+
+    def add(self, read: Read, term: fx.Node) -> None:
+        """One more term of the bias."""
+        read.bias = term if read.bias is None else self.make(aten.add.Tensor, read.bias, term)
+
+    def hide(self, read: Read, node: fx.Node, axes: int) -> None:
+        """`where(seen, scores, low)` or `masked_fill(scores, hidden, low)`."""
+        seen_first = operator_name(node) == "where"
+        condition, low = (node.args[0], node.args[2]) if seen_first else (node.args[1], node.args[2])
+        if not hides(low) or not is_tensor(condition):
+            raise Unread(f"{node.name} fills scores with what hides nothing")
+        read.hidden.append(condition)
+        lined = self.lined_up(condition, axes)
+        number = constant_of(low) if isinstance(low, fx.Node) else low
+        hidden = self.make(aten.logical_not.default, lined) if seen_first else lined
+        bias = read.bias
+        if bias is None:
+            bias = self.make(aten.zeros_like.default, hidden, dtype=self.score_dtype)
+        read.bias = self.make(aten.masked_fill.Scalar, bias, hidden, number)
+
+    def lined_up(self, term: fx.Node, axes: int) -> fx.Node:
+        """A term of scores with `axes` axes, in four."""
+        held = value(term)
+        if axes == 4 or held.dim() == 0:
+            return term
+        if self.heads is None:  # one head without an axis
+            return self.make(aten.unsqueeze.default, term, -3) if held.dim() == 3 else term
+        if held.dim() < 3:
+            return term
+        if isinstance(held.shape[0], int) and held.shape[0] == 1:
+            return self.make(aten.unsqueeze.default, term, 1)
+        return self.make(aten.unflatten.int, term, 0, [-1, self.heads])
+
+    def four(self, node: fx.Node) -> fx.Node:
+        """Queries, keys or values [batch heads length width]."""
+        if value(node).dim() == 4:
+            return node
+        if self.heads is None:
+            return self.make(aten.unsqueeze.default, node, 1)
+        source = source_of_flat(node)
+        return source if source is not None else self.make(aten.unflatten.int, node, 0, [-1, self.heads])
+
+    def put(
+        self,
+        read: Read,
+        query: fx.Node,
+        key_t: fx.Node,
+        values: fx.Node,
+        dropped: fx.Node | None,
+        infinite: bool,
+    ) -> None:
+        """The fused call in place of the product with the values."""
+        keys = key_t.args[0] if turned(key_t) else self.make(aten.transpose.int, key_t, -1, -2)
+        query, keys, values = self.four(query), self.four(keys), self.four(values)  # type: ignore[arg-type]
+        for operation, factor in read.by:
+            query = self.make(operation, query, self.lined_up(factor, value(self.way.product).dim()))
+        if value(query).dtype != value(values).dtype:  # scores were made in a wider format than values
+            query, keys = (
+                self.make(aten.to.dtype, each, value(values).dtype)
+                if value(each).dtype != value(values).dtype
+                else each
+                for each in (query, keys)
+            )
+        bias = read.bias
+        if bias is not None:
+            if infinite:
+                low = self.make(aten.le.Scalar, bias, HIDES)
+                bias = self.make(aten.masked_fill.Scalar, bias, low, float("-inf"))
+            if value(bias).dtype not in (torch.bool, value(query).dtype):
+                bias = self.make(aten.to.dtype, bias, value(query).dtype)
+        scale, cap = read.factor, None
+        if read.inside is not None:
+            scale, cap = read.inside * read.factor, read.factor
+        with self.graph.inserting_before(self.at):
+            told = None if dropped is None else (dropped.args[1], dropped.args[2])
+            new = attention_call(self.graph, (query, keys, values), bias, scale, told, cap)  # type: ignore[arg-type]
+        new.meta[MODULES] = module_stack(self.at)
+        seen = value(query).new_empty((*value(query).shape[:3], value(values).shape[-1]))
+        new.meta["val"] = seen
+        if value(self.at).dim() == 3:
+            new = (
+                self.make(aten.squeeze.dim, new, 1)
+                if self.heads is None
+                else self.make(aten.flatten.using_ints, new, 0, 1)
+            )
+        if value(new).dtype != value(self.at).dtype:
+            new = self.make(aten.to.dtype, new, value(self.at).dtype)
+        self.at.replace_all_uses_with(new)
+
+
+def turned(node: fx.Node) -> bool:
+    """Whether a node exchanges the last two axes of its input."""
+    if not is_call(node, "transpose", "swapaxes"):
+        return is_call(node, "mT", "numpy_T") and value(node).dim() == 2
+    axes = value(node).dim()
+    return {int(axis) % axes for axis in node.args[1:3]} == {axes - 1, axes - 2}  # type: ignore[arg-type]
+
+
+def constant_of(node: fx.Node) -> float | None:
+    """The number that a node holds, where it is known before anything runs."""
+    while is_call(node, "detach", "to", "lift_fresh_copy", "clone", "alias"):
+        node = node.args[0]  # type: ignore[assignment]
+    if is_call(node, "full"):
+        number = node.args[1]
+        return float(number) if isinstance(number, (int, float)) else None
+    if is_call(node, "scalar_tensor"):
+        return float(node.args[0])  # type: ignore[arg-type]
+    held = node.meta.get(CONSTANT)
+    return float(held) if isinstance(held, Tensor) and held.numel() == 1 else None
+
+
+def hides(low: object) -> bool:
+    """Whether a score of this value is of a key that is not seen."""
+    if isinstance(low, fx.Node):
+        low = constant_of(low)
+    return isinstance(low, (int, float)) and low <= HIDES
