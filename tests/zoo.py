@@ -107,11 +107,15 @@ def shrunk(kind: Any, **changes: Any) -> Any:
             smaller[name] = value
     if "kv_lora_rank" in smaller and "num_key_value_heads" in smaller:
         smaller["num_key_value_heads"] = HEADS  # latent attention has as many key heads as query heads
+    smaller |= {name: off for name, off in DRAWS.items() if hasattr(given, name)}
     return kind(**{**smaller, **CHANGES.get(given.model_type, {}), **changes})
 
 
 # What a config's defaults leave out of the mathematics that released models of the architecture have, and what
 # counts layers in a way of its own.
+DRAWS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+"""What models draw from numpy or branch on by chance in training, none of which a graph can hold."""
+
 CHANGES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "esm": {"pad_token_id": 1, "mask_token_id": 3},

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import hint, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import CONSTANT, hint, is_call, is_tensor, operator_name, shape, value
 
 MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten"
@@ -24,7 +24,7 @@ MOVES = frozenset(
 SPLITS = frozenset("split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk".split())
 POINTWISE = frozenset(
     "add sub mul div neg rsub dropout silu gelu relu tanh sigmoid where masked_fill clamp pow rms_norm"
-    " layer_norm leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
+    " layer_norm type_as _to_copy leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
 )
 
 Channels = Mapping[fx.Node, Tensor]
@@ -44,7 +44,10 @@ class ChannelFlow:
             return {}
         if node not in self.known:
             self.known[node] = {}  # a value under construction is made of nothing: graphs have no cycles
-            self.known[node] = self.work_out(node)
+            try:
+                self.known[node] = self.work_out(node)
+            except (RuntimeError, IndexError, TypeError):
+                pass  # numbers that cannot follow the data (its sizes are told by data) are no evidence
         return self.known[node]
 
     def work_out(self, node: fx.Node) -> dict[fx.Node, Tensor]:
@@ -61,11 +64,21 @@ class ChannelFlow:
             return {}
         if name in MOVES:
             return {origin: rerun(node, index) for origin, index in self.of(node.args[0]).items()}
+        if name == "index":
+            return self.picked(node)
         if name in ("cat", "stack"):
             return self.joined(node)
         if name in POINTWISE:
             return self.spread(node)
         return {}
+
+    def picked(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Channels of what is picked by lists of numbers that are known before anything runs."""
+        indices: Any = node.args[1]
+        known = tuple(slice(None) if each is None else constant_of(each) for each in indices)
+        if any(each is None for each in known):
+            return {}
+        return {origin: index[known] for origin, index in self.of(node.args[0]).items()}
 
     def joined(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Channels of a concatenation, part by part."""
@@ -93,6 +106,14 @@ class ChannelFlow:
                     broadcast = torch.where(result[origin] < 0, broadcast, result[origin])
                 result[origin] = broadcast
         return result
+
+
+def constant_of(node: fx.Node) -> Tensor | None:
+    """The whole numbers that a node holds, where they are a constant of the model's code."""
+    while is_call(node, "detach", "to", "lift_fresh_copy", "clone", "alias"):
+        node = node.args[0]  # type: ignore[assignment]
+    held = node.meta.get(CONSTANT)
+    return held if isinstance(held, Tensor) else None
 
 
 def rerun(node: fx.Node, index: Tensor) -> Any:

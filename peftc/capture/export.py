@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.utils import _pytree as pytree
@@ -32,13 +33,24 @@ def export_call(
     Raises:
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
+    drawn = numpy.random.get_state()[1:3]  # noqa: NPY002 - the state that the model's code would draw from
     with quiet(root):
         exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
+    if not same_state(drawn, numpy.random.get_state()[1:3]):  # noqa: NPY002
+        raise CaptureError(
+            f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",
+            hint="turn off in the model's config what it draws in this mode (augmentation, dropping of layers)",
+        )
     constants: dict[str, Tensor] = {}
     graph, inputs = GraphReader(exported, root, path, constants).read(arguments)
     sizes = size_conditions([node for node in graph.nodes if node.op == "placeholder"])
     mixed = any(module.training != root.training for module in root.modules())
     return Program(graph, path, inputs, sizes, training=root.training, mixed=mixed), constants
+
+
+def same_state(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two states of numpy's generator are the same: its numbers, and the place among them."""
+    return bool((one[0] == other[0]).all()) and one[1] == other[1]
 
 
 def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | None]) -> ExportedProgram:
@@ -50,7 +62,7 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | 
                 # export warns about its own internals, and logs whole graphs; users can do nothing there
                 warnings.simplefilter("ignore")
                 with unlogged(), constants_baked_in(root, arguments) as inputs:
-                    return export(root, (), inputs, dynamic_shapes=general(inputs, limit), strict=False)
+                    return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
         except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
             failure = failure or error
     assert failure is not None
@@ -107,6 +119,22 @@ def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterato
 def takes_part(value: Any) -> bool:
     """Whether a value is a tensor, or a structure that export must take apart."""
     return not isinstance(value, (bool, int, float, str, type(None)))
+
+
+def general_in(inputs: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """The `dynamic_shapes` of a call. Of images, height and width stay as they are.
+
+    Almost every model of images asks for one size of them, and patches of a size that is a symbol make expressions
+    that take minutes to simplify. Calls with other sizes are captured on their own.
+    """
+    return {name: general(value, 1 if is_image(name, value) else limit) for name, value in inputs.items()}
+
+
+def is_image(name: str, value: Any) -> bool:
+    """Whether an argument is a batch of images [batch channels height width], or of videos, which have frames too."""
+    if not isinstance(value, Tensor) or value.dim() not in (4, 5) or not value.is_floating_point():
+        return False
+    return "mask" not in name and min(value.shape[-2:]) > value.shape[-3]
 
 
 def general(value: Any, limit: int | None) -> Any:

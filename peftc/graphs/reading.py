@@ -16,6 +16,7 @@ CONSTANT = (
 )
 ADDED = "peftc_added"  # meta of calls that a rule added: (rule, site)
 
+UNKNOWN_SIZE = 29  # stands for a size that only the data tells
 DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
 
 
@@ -70,8 +71,13 @@ def is_tensor(node: object) -> TypeGuard[fx.Node]:
 
 
 def hint(size: Any) -> int:
-    """The size that a symbolic dimension had while tracing; an integer is itself."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The size that a symbolic dimension had while tracing; an integer is itself.
+
+    One that the trace could not know, because it is computed from data, is given a number that no other size has.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return UNKNOWN_SIZE if size.node.hint is None else int(size.node.hint)
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
