@@ -66,6 +66,8 @@ class ChannelFlow:
             return {origin: rerun(node, index) for origin, index in self.of(node.args[0]).items()}
         if name == "index":
             return self.picked(node)
+        if name in ("slice_scatter", "select_scatter"):
+            return self.scattered(node)
         if name in ("cat", "stack"):
             return self.joined(node)
         if name in POINTWISE:
@@ -79,6 +81,18 @@ class ChannelFlow:
         if any(each is None for each in known):
             return {}
         return {origin: index[known] for origin, index in self.of(node.args[0]).items()}
+
+    def scattered(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Channels of a tensor one part of which is put in."""
+        base, part = self.of(node.args[0]), self.of(node.args[1])
+        sizes, part_sizes = shape(node), shape(node.args[1])  # type: ignore[arg-type]
+        rest = [hint(value(arg)) if isinstance(arg, fx.Node) else arg for arg in node.args[2:]]
+        return {
+            origin: node.target(  # type: ignore[operator]
+                base.get(origin, torch.full(sizes, -1)), part.get(origin, torch.full(part_sizes, -1)), *rest
+            )
+            for origin in dict.fromkeys((*base, *part))
+        }
 
     def joined(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Channels of a concatenation, part by part."""

@@ -119,7 +119,8 @@ class SiteReader:
         """The site of one attention core."""
         node = core.node
         q, k = shape(node.args[0]), shape(node.args[1])  # type: ignore[arg-type]
-        sizes = {"heads": q[1], "kv_heads": k[1], "head_dim": q[3]}
+        v = shape(node.args[2])  # type: ignore[arg-type]
+        sizes = {"heads": q[1], "kv_heads": k[1], "head_dim": q[3], "value_dim": v[3]}
         ports = {
             "q": Port("operand", node, 0),
             "k": Port("operand", node, 1),

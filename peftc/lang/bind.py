@@ -139,7 +139,7 @@ def _bind_spec(spec: Spec, library: Library) -> Bound:
             raise request.fail(
                 SpecError, "part", f"{rule.name} takes nothing after a colon", _options_hint(rule)
             )
-        if rule.shorthand == "part":
+        if rule.shorthand == "part" or _names_parts(rule, spec.shorthand.text):
             fields["part"] = spec.shorthand.text
         else:
             request.spans[rule.shorthand] = spec.shorthand
@@ -152,6 +152,14 @@ def _bind_spec(spec: Spec, library: Library) -> Bound:
         request.spans[name] = setting.name if name not in rule.options else setting.value
         options[name] = _spec_value(setting, rule)
     return request.bound(rule, options, fields)
+
+
+def _names_parts(rule: Rule, text: str) -> bool:
+    """Whether what follows the colon can only be meant as parts: words of the rule's roles, of no option's type."""
+    if rule.shorthand is None or isinstance(rule.options[rule.shorthand].default, str):
+        return False
+    words = known_words(rule.match.role)
+    return all(word.strip().rpartition(".")[2] in words for word in text.split(","))
 
 
 def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:

@@ -104,7 +104,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "A softmax attention: queries look at keys and gather values.",
                 _port("q", "operand", "batch heads queries head_dim", "The queries, positions applied."),
                 _port("k", "operand", "batch kv_heads keys head_dim", "The keys, cache included."),
-                _port("v", "operand", "batch kv_heads keys head_dim", "The values, cache included."),
+                _port("v", "operand", "batch kv_heads keys value_dim", "The values, cache included."),
                 _port(
                     "mask",
                     "operand",
@@ -115,7 +115,10 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("h", "value", "batch seq d_model", "What the queries are projected from."),
                 _TOKENS,
                 _port(
-                    "y", "result", "batch heads queries head_dim", "What was gathered, before its projection."
+                    "y",
+                    "result",
+                    "batch heads queries value_dim",
+                    "What was gathered, before its projection.",
                 ),
             ),
             _role(

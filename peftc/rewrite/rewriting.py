@@ -135,7 +135,7 @@ class Rewriter:
             for port, node in new.items():
                 self.write(port, ports[port], node, application, backend, own)
         for key in application.inserted.values():
-            self.insert_bias(ports["y"], parameters[key], backend)
+            self.insert_bias(ports["y"], parameters[key], application, backend)
 
     def lined_up(self, term: Term, axes: tuple[str, ...], backend: GraphBackend) -> Any:
         """A term's node in the port's own order of axes."""
@@ -199,14 +199,16 @@ class Rewriter:
             if port == "mask":
                 at.node.update_kwarg("is_causal", False)
 
-    def insert_bias(self, at: Port, parameter: NewParameter, backend: GraphBackend) -> None:
+    def insert_bias(
+        self, at: Port, parameter: NewParameter, application: Application, backend: GraphBackend
+    ) -> None:
         """Add a zero parameter to a result, in place of the bias that its site lacks."""
-        current = self.latest.get(at.node, at.node)
-        node = self.parameter(parameter)
-        with self.graph.inserting_after(current):
-            new = backend.make(operator.add, current, node)
-        current.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self.latest[at.node] = new
+        with self.insertion(at, before=False):
+            before = set(self.graph.nodes)
+            held = self.value("y", at, application, backend)
+            new = backend.make(operator.add, held, self.parameter(parameter))
+        own = {node for node in self.graph.nodes if node not in before}
+        self.write("y", at, new, application, backend, own)
 
     def parameter(self, parameter: NewParameter) -> fx.Node:
         """The node that reads a new parameter."""
