@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from tests.models import shaken
 
-THE_57 = tuple(
-    ["gpt2", "opt", "bloom", "gpt_neox", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "falcon", "mpt", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo2", "granite", "cohere", "smollm3", "starcoder2", "stablelm", "glm", "deepseek_v3", "mamba", "jamba", "biogpt", "xglm", "bert", "roberta", "xlm-roberta", "electra", "albert", "distilbert", "deberta", "deberta-v2", "modernbert", "mpnet", "esm", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "vit", "dinov2", "clip_vision_model", "beit", "swin", "wav2vec2"]
-)
+THE_57 = """
+gpt2 opt bloom gpt_neox gptj gpt_neo gpt_bigcode codegen falcon mpt llama mistral mixtral qwen2
+qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 olmo2 granite cohere smollm3 starcoder2 stablelm
+glm deepseek_v3 mamba jamba biogpt xglm bert roberta xlm-roberta electra albert distilbert deberta
+deberta-v2 modernbert mpnet esm t5 mt5 bart mbart pegasus marian whisper vit dinov2
+clip_vision_model beit swin wav2vec2
+""".split()
 """The architectures that every change is measured on."""
 
 WORDS, WIDTH, HEADS, LAYERS, PIXELS = 97, 32, 4, 2, 64
@@ -36,7 +40,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"qk_rope_head_dim", WIDTH // HEADS),
     (r"q_lora_rank|kv_lora_rank|lora_rank|o_lora_rank", 16),
     (r"rotary_dim|rope_dim", 4),
-    (r"num_(hidden_|encoder_|decoder_)?layers|n_layers?|encoder_layers|decoder_layers|(\w+_)?num_hidden_layers|(\w+_)?num_layers", LAYERS),
+    (r"n_layers?|(en|de)coder_layers|(\w+_)?num_((hidden|encoder|decoder)_)?layers", LAYERS),
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
     (r"(n_routed_experts|num_(local_)?experts|moe_num_experts|num_routed_experts)", 4),
     (r"num_experts_per_tok|moe_k|top_k|num_selected_experts|moe_top_?k|experts_per_token", 2),
@@ -53,10 +57,10 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"attn_layer_(period|offset)|expert_layer_(period|offset)", {8: 2, 4: 1, 2: 2, 1: 1}),
     (r"window_size", 2),
     (r"depths", (1, 1, 1, 1, 1, 1, 1, 1)),
-    (r"hidden_sizes|embed_dims|neck_hidden_sizes|encoder_hidden_sizes|decoder_hidden_sizes|widths|embed_dim", (16, 16, 32, 32, 32, 32, 32, 32)),
+    (r"(\w+_)?hidden_sizes|embed_dims?|widths", (16, 16, 32, 32, 32, 32, 32, 32)),
     (r"num_heads|num_attention_heads", (2, 2, 2, 2, 2, 2, 2, 2)),
     (r"conv_dim|tdnn_dim", (16,) * 12),
-    (r"(\w+_)?(num_feat_extract_layers|num_codevectors_per_group|codevector_dim|proj_codevector_dim|classifier_proj_size|xvector_output_dim)", 16),
+    (r"num_codevectors_per_group|(proj_)?codevector_dim|classifier_proj_size|xvector_output_dim", 16),
 )  # fmt: skip
 IDS = re.compile(r"\w*token_id|\w*_token_index")
 

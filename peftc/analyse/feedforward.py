@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import fx
+from torch import Tensor, fx
 
 from peftc.analyse.channels import MOVES, POINTWISE, ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import is_call, operator_name
+from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name
 
 ACTIVATIONS = frozenset(
     "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
@@ -19,12 +19,25 @@ ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True)
 class FeedForward:
-    """One feed-forward network; `gate` is None where nothing is multiplied with the activation."""
+    """One feed-forward network; `gate` is None where nothing is multiplied with the activation.
+
+    Attributes:
+        channels: part → channel numbers, where one projection is gate and up at once.
+    """
 
     up: fx.Node
     down: fx.Node
     gate: fx.Node | None
     activation: str
+    channels: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What an activation is multiplied with: a projection's channels, or something else that depends on the tokens."""
+
+    origin: fx.Node | None
+    channels: Tensor | None = None
 
 
 def feed_forwards(
@@ -38,38 +51,51 @@ def feed_forwards(
     for node in graph.nodes:
         if operator_name(node) not in ACTIVATIONS:
             continue
-        origins = [origin for origin in flow.of(node.args[0]) if origin not in taken]
+        activated = {origin: index for origin, index in flow.of(node.args[0]).items() if origin not in taken}
         readers = downstream(node, projections)
-        if len(origins) != 1 or not readers or readers[0] in taken or readers[0] in found:
+        if len(activated) != 1 or not readers or readers[0] in taken or readers[0] in found:
             continue
-        first, down = origins[0], readers[0]
+        (first, channels), down = next(iter(activated.items())), readers[0]
         if projections[first].d_in != projections[down].d_out:
             continue
-        other = factor(node, first, flow, taken)
+        other = factor(node, first, channels, flow, projections)
         if other is None and operator_name(node) in ("sigmoid", "softplus", "hardsigmoid"):
             continue  # a router's probabilities, not an activation
+        name = operator_name(node)
         if other is None:
-            found[down] = FeedForward(first, down, None, operator_name(node))
-        elif projections[other].d_in == projections[first].d_in:
-            found[down] = FeedForward(other, down, first, operator_name(node))
+            found[down] = FeedForward(first, down, None, name)
+        elif other.origin is first and other.channels is not None:
+            found[down] = FeedForward(first, down, first, name, {"gate": channels, "up": other.channels})
+        elif other.origin is not None and other.origin not in taken:
+            if projections[other.origin].d_in == projections[first].d_in:
+                found[down] = FeedForward(other.origin, down, first, name)
     return list(found.values())
 
 
 def factor(
-    activation: fx.Node, own: fx.Node, flow: ChannelFlow, taken: Collection[fx.Node]
-) -> fx.Node | None:
-    """The projection whose output an activation is multiplied with on its way down, if there is one."""
+    activation: fx.Node,
+    own: fx.Node,
+    channels: Tensor,
+    flow: ChannelFlow,
+    projections: Mapping[fx.Node, Projection],
+) -> Factor | None:
+    """What an activation is multiplied with on its way down, other than itself; None for nothing."""
     queue, seen = [activation], {activation}
+    mine = set(channels.unique().tolist())
     while queue:
         current = queue.pop(0)
         for user in current.users:
             if is_call(user, "mul"):
                 for side in user.all_input_nodes:
-                    if side is current:
+                    if side is current or side in seen or not is_tensor(side):
                         continue
-                    for origin in flow.of(side):
-                        if origin is not own and origin not in taken:
-                            return origin
+                    for origin, index in flow.of(side).items():
+                        if origin is not own or not set(index.unique().tolist()) & mine:
+                            return Factor(origin, index)
+                    if not flow.of(side) and any(node in projections for node in ancestors(side)):
+                        return Factor(
+                            None
+                        )  # a scan or a pooled value: the product is no feed-forward network
             if user not in seen and operator_name(user) in MOVES | POINTWISE:
                 seen.add(user)
                 queue.append(user)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from peftc.analyse.attention import AttentionCore
+from peftc.analyse.experts import Experts
 from peftc.analyse.feedforward import FeedForward
 from peftc.analyse.projections import Projection
 
@@ -30,7 +31,10 @@ class Part:
 
 
 def parts_played(
-    projections: Mapping[fx.Node, Projection], cores: Iterable[AttentionCore], networks: Iterable[FeedForward]
+    projections: Mapping[fx.Node, Projection],
+    cores: Iterable[AttentionCore],
+    networks: Iterable[FeedForward],
+    mixtures: Iterable[Experts] = (),
 ) -> dict[fx.Node, list[Part]]:
     """The parts of each projection that plays some; a fused one plays several."""
     played: dict[fx.Node, list[Part]] = {}
@@ -47,7 +51,10 @@ def parts_played(
         for name, node in (("gate", network.gate), ("up", network.up), ("down", network.down)):
             if node is not None:
                 evidence = f"{name} of a feed-forward network with {network.activation}"
-                played.setdefault(node, []).append(Part(name, evidence=evidence))
+                played.setdefault(node, []).append(Part(name, network.channels.get(name), evidence=evidence))
+    for mixture in mixtures:
+        for node in mixture.routers:
+            played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
     return played
 
 

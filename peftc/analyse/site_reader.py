@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from peftc.analyse.attention import AttentionCore, attention_cores
 from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
+from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
@@ -47,6 +48,7 @@ class SiteReader:
             core.o for core in self.cores if core.o
         }
         self.feed_forwards = feed_forwards(graph, self.projections, self.flow, taken)
+        self.mixtures = mixtures(graph, self.projections)
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
 
@@ -57,6 +59,8 @@ class SiteReader:
             yield self.attention(core)
         for network in self.feed_forwards:
             yield self.ffn(network)
+        for mixture in self.mixtures:
+            yield self.mixture(mixture)
         yield from self.norms()
         yield from self.embeddings()
         yield from self.head_sites()
@@ -83,7 +87,7 @@ class SiteReader:
 
     def linears(self) -> Iterator[tuple[Site, Use]]:
         """One site for each part that a projection plays."""
-        played = parts_played(self.projections, self.cores, self.feed_forwards)
+        played = parts_played(self.projections, self.cores, self.feed_forwards, self.mixtures)
         for node, projection in self.projections.items():
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
             for part in played.get(node, [alone]):
@@ -152,6 +156,19 @@ class SiteReader:
             evidence=f"{up.node.name}, {network.activation}, {down.node.name}",
         )
         return site, Use(down.node, self.with_tokens(ports, "x"))
+
+    def mixture(self, experts: Experts) -> tuple[Site, Use]:
+        """The site of a mixture of experts: one feed-forward network, whichever experts a token goes to."""
+        ports = {"x": Port("operand", experts.reader, 0), "y": Port("result", experts.result)}
+        site = Site(
+            "ffn",
+            "",
+            common_path(module_path(experts.up), module_path(experts.result)),
+            self.layer(experts.down),
+            {"d_model": shape(experts.result)[-1]},
+            evidence=f"rows sent to stacks of matrices, {experts.up.name} and {experts.down.name}",
+        )
+        return site, Use(experts.result, self.with_tokens(ports, "x"))
 
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
+import numpy as np
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.utils import _pytree as pytree
@@ -33,10 +33,10 @@ def export_call(
     Raises:
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
-    drawn = numpy.random.get_state()[1:3]  # noqa: NPY002 - the state that the model's code would draw from
+    drawn = numbers_state()
     with quiet(root):
         exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
-    if not same_state(drawn, numpy.random.get_state()[1:3]):  # noqa: NPY002
+    if numbers_state() != drawn:
         raise CaptureError(
             f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",
             hint="turn off in the model's config what it draws in this mode (augmentation, dropping of layers)",
@@ -48,9 +48,10 @@ def export_call(
     return Program(graph, path, inputs, sizes, training=root.training, mixed=mixed), constants
 
 
-def same_state(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two states of numpy's generator are the same: its numbers, and the place among them."""
-    return bool((one[0] == other[0]).all()) and one[1] == other[1]
+def numbers_state() -> tuple[bytes, int]:
+    """The state of numpy's generator, from which a model's own code may draw."""
+    state: Any = np.random.get_state()  # noqa: NPY002 - models use the old generator
+    return state[1].tobytes(), state[2]
 
 
 def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | None]) -> ExportedProgram:

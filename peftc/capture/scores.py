@@ -175,7 +175,8 @@ def leads(node: fx.Node) -> bool:
 
 def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node]]:
     """The product with the values, the dropout before it, and what hides weights behind the softmax."""
-    node, dropped, filled = softmax, None, []
+    node, dropped = softmax, None
+    filled: list[fx.Node] = []
     while True:
         users = list(node.users)
         if len(users) != 1:
@@ -186,7 +187,7 @@ def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node]]:
         if is_call(user, "dropout") and dropped is None:
             dropped = user
         elif is_call(user, "masked_fill") and user.args[2] == 0:
-            filled.append(user.args[1])
+            filled.append(user.args[1])  # type: ignore[arg-type]
         elif not is_call(user, *LAYOUT, *SAME):
             raise Unread(f"{user.name} reads the weights")
         node = user
@@ -261,41 +262,44 @@ class Maker:
     def step(self, read: Read, node: fx.Node, position: int) -> None:
         """One step."""
         name = operator_name(node)
-        axes = value(node).dim()
-        if name in LAYOUT:
-            if axes not in (3, 4) or (axes != value(node.args[0]).dim() and self.heads in (None,)):  # type: ignore[arg-type]
-                raise Unread(f"{node.name} changes the axes of the scores")
-            if axes == value(node.args[0]).dim() and axes == 4 and self.other_form(node):  # type: ignore[arg-type]
-                raise Unread(f"{node.name} regroups the scores")
-            return
         if name in SAME:
             return
-        other = node.args[1 - position] if name in ("add", "sub", "mul", "div") else None
-        if name in ("mul", "div"):
-            self.multiply(read, node, other)
+        if name in LAYOUT:
+            self.reshape(node)
+        elif name in ("mul", "div"):
+            self.multiply(read, node, node.args[1 - position])
+        elif name in ("add", "sub"):
+            self.sum(read, node, position)
         elif name == "tanh":
             if read.bias is not None or read.inside is not None:
                 raise Unread(f"{node.name} caps biased scores")
             read.inside, read.factor = read.factor, 1.0
-        elif name in ("add", "sub"):
-            if argument(node, "alpha", 1) != 1 or (name == "sub" and position == 1):
-                raise Unread(f"{node.name} is no plain sum")
-            if isinstance(other, fx.Node):
-                term = other if name == "add" else self.make(aten.neg.default, other)
-                self.add(read, self.lined_up(term, axes))
-            elif other != 0:
-                raise Unread(f"{node.name} adds a number")
-        elif name in ("max", "maximum", "clamp", "clamp_min"):
+        elif name in ("where", "masked_fill"):
+            self.hide(read, node, value(node).dim())
+        else:
             least = node.args[1] if len(node.args) > 1 else argument(node, "min")
             if not hides(least) or (name == "clamp" and argument(node, "max") is not None):
                 raise Unread(f"{node.name} cuts scores")
-        else:
-            self.hide(read, node, axes)
 
-    def other_form(self, node: fx.Node) -> bool:
-        """Whether a view of four axes has them in other sizes."""
+    def reshape(self, node: fx.Node) -> None:
+        """Between scores with and without an axis of heads of their own; nothing else is read."""
         source: Any = node.args[0]
-        return shape(source) != shape(node)
+        before, after = value(source).dim(), value(node).dim()
+        if after not in (3, 4) or (before != after and self.heads is None):
+            raise Unread(f"{node.name} changes the axes of the scores")
+        if before == after and shape(source) != shape(node):
+            raise Unread(f"{node.name} regroups the scores")
+
+    def sum(self, read: Read, node: fx.Node, position: int) -> None:
+        """One more term."""
+        other = node.args[1 - position]
+        if argument(node, "alpha", 1) != 1 or (operator_name(node) == "sub" and position == 1):
+            raise Unread(f"{node.name} is no plain sum")
+        if isinstance(other, fx.Node):
+            term = self.make(aten.neg.default, other) if operator_name(node) == "sub" else other
+            self.add(read, self.lined_up(term, value(node).dim()))
+        elif other != 0:
+            raise Unread(f"{node.name} adds a number")
 
     def multiply(self, read: Read, node: fx.Node, other: Any) -> None:
         """A factor: a number, or a tensor that is the same for all keys."""
