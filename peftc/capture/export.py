@@ -22,6 +22,9 @@ from peftc.errors import CaptureError
 from peftc.graphs.program import Program
 
 
+CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
+
+
 def export_call(
     root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
 ) -> tuple[Program, dict[str, Tensor]]:
@@ -135,7 +138,7 @@ def is_image(name: str, value: Any) -> bool:
     """Whether an argument is a batch of images [batch channels height width], or of videos, which have frames too."""
     if not isinstance(value, Tensor) or value.dim() not in (4, 5) or not value.is_floating_point():
         return False
-    return "mask" not in name and min(value.shape[-2:]) > value.shape[-3]
+    return "mask" not in name and value.shape[-3] <= CHANNELS and min(value.shape[-2:]) >= PIXELS
 
 
 def general(value: Any, limit: int | None) -> Any:

@@ -297,6 +297,8 @@ class Maker:
             raise Unread(f"{node.name} is no plain sum")
         if isinstance(other, fx.Node):
             term = self.make(aten.neg.default, other) if operator_name(node) == "sub" else other
+            if not value(term).dtype.is_floating_point:  # as a mask it would hide, here it is a number
+                term = self.make(aten.to.dtype, term, self.score_dtype)
             self.add(read, self.lined_up(term, value(node).dim()))
         elif other != 0:
             raise Unread(f"{node.name} adds a number")
@@ -304,6 +306,8 @@ class Maker:
     def multiply(self, read: Read, node: fx.Node, other: Any) -> None:
         """A factor: a number, or a tensor that is the same for all keys."""
         divides = operator_name(node) == "div"
+        if argument(node, "rounding_mode") is not None:
+            raise Unread(f"{node.name} rounds")
         if isinstance(other, (int, float)):
             number = 1 / other if divides else float(other)
             read.factor *= number
@@ -348,7 +352,9 @@ class Maker:
     def lined_up(self, term: fx.Node, axes: int) -> fx.Node:
         """A term of scores with `axes` axes, in four."""
         held = value(term)
-        if axes == 4 or held.dim() == 0:
+        if held.dim() < 2:
+            return self.make(aten.reshape.default, term, [1, -1])
+        if axes == 4:
             return term
         if self.heads is None:  # one head without an axis
             return self.make(aten.unsqueeze.default, term, -3) if held.dim() == 3 else term

@@ -68,7 +68,7 @@ def test_every_part_of_a_decoder() -> None:
         want |= {f"model.layers.{layer}.{name}": part for name, part in names.items()}
     assert parts(analysis) == want
     (first, _) = [site for site in analysis.sites if site.role == "attention"]
-    assert dict(first.sizes) == {"heads": 4, "kv_heads": 2, "head_dim": 6, "d_model": 24}
+    assert dict(first.sizes) == {"heads": 4, "kv_heads": 2, "head_dim": 6, "value_dim": 6, "d_model": 24}
     assert len(paths(analysis, "norm")) == 5
     assert [(site.path, site.part) for site in analysis.sites if site.role == "head"] == [
         ("lm_head", "vocabulary")

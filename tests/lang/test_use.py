@@ -62,11 +62,11 @@ y = "y + lora_delta"
 [[also]]
 match.role        = "attention"
 match.values.k    = "batch kv_heads keys head_dim"
-match.values.v    = "batch kv_heads keys head_dim"
+match.values.v    = "batch kv_heads keys value_dim"
 match.values.mask = "batch heads queries keys"
 [also.parameters]
 prefix_P_k = { axes = "kv_heads keys=prefix_length head_dim", init = "normal(std=0.02)" }
-prefix_P_v = { axes = "kv_heads keys=prefix_length head_dim", init = "normal(std=0.02)" }
+prefix_P_v = { axes = "kv_heads keys=prefix_length value_dim", init = "normal(std=0.02)" }
 [also.let]
 prefix_k_prefix = "prefix_P_k"
 prefix_v_prefix = "prefix_P_v"

@@ -70,7 +70,7 @@ length = { default = 3, min = 1 }
 role = "attention"
 [parameters]
 P_k = { axes = "kv_heads keys=length head_dim", init = "mean(first(k, length, axis='keys'), axis='batch')" }
-P_v = { axes = "kv_heads keys=length head_dim", init = "mean(first(v, length, axis='keys'), axis='batch')" }
+P_v = { axes = "kv_heads keys=length value_dim", init = "mean(first(v, length, axis='keys'), axis='batch')" }
 [rewrite]
 k = "concat(P_k, k, axis='keys')"
 v = "concat(P_v, v, axis='keys')"
