@@ -17,6 +17,7 @@ PeftcError
 │   └── BudgetError            more new parameters than allowed
 ├── CaptureError               the model cannot be captured as a graph
 ├── ScheduleError              a schedule cannot be carried out in this training run
+├── MergeError                 a rule is no change of weights, or a weight has no place for it
 ├── ProgramError               a call that the compiled module cannot serve
 ├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
@@ -133,6 +134,10 @@ class CaptureError(PeftcError):
 
 class ScheduleError(PeftcError):
     """A schedule cannot be carried out in this training run."""
+
+
+class MergeError(PeftcError):
+    """A rule is no change of weights, or a weight has no place for what it adds."""
 
 
 class ProgramError(PeftcError):

@@ -105,6 +105,18 @@ class CompiledModule(nn.Module):
             hint="save_pretrained(folder) writes the adapter, peftc.load(model, folder) reads it",
         )
 
+    def merge_and_unload(self) -> nn.Module:
+        """A plain model of the original class with the adapters in its weights. This module stays as it is.
+
+        Weights that no rule changes share their storage with this module's.
+
+        Raises:
+            MergeError: a rule is no change of weights, such as keys put in front of an attention's; names it.
+        """
+        from peftc.runtime.merging import merged_weights, plain_model
+
+        return plain_model(self, merged_weights(self, self.peftc_plan))
+
     def auxiliary_loss(self) -> Tensor:
         """What the rules add to the loss: a single number with a gradient, 0 where they add nothing.
 

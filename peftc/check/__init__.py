@@ -1,0 +1,38 @@
+"""The certificate: invariants run on a compiled module, for tests here and for users on models of their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from peftc.check.certificate import Certificate, Finding
+from peftc.check.properties import PROPERTIES
+from peftc.check.subject import examined
+from peftc.errors import CaptureError
+
+
+def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:
+    """Examine a compiled module: is it right for this model and these rules?
+
+    Args:
+        compiled: what `peftc.compile` made; its trainable values, its mode and its gradients are as before behind.
+        example_inputs: arguments of `forward` by name; a transformers model needs none.
+
+    Raises:
+        CaptureError: the module is none that peftc compiled, or a call that a property makes cannot be captured.
+    """
+    if not hasattr(compiled, "peftc_plan"):
+        raise CaptureError(
+            f"{type(compiled).__name__} is no compiled module",
+            hint="compile it first: peftc.compile(model, rules)",
+        )
+    from peftc.capture.examples import example_arguments
+
+    arguments = example_arguments(compiled, example_inputs)
+    with examined(compiled, arguments) as subject:
+        findings = tuple(examine(subject) for examine in PROPERTIES)
+    rules = tuple(bound.text or bound.label for bound in compiled.peftc_plan.rules)
+    return Certificate(type(subject.plain).__name__, rules, findings)
+
+
+__all__ = ["Certificate", "Finding", "check"]

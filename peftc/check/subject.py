@@ -1,0 +1,135 @@
+"""A compiled module made ready to be examined: its plain twin, calls of several sizes, and numbers that show.
+
+What is examined is put back as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from peftc.match.plan import Plan
+from peftc.runtime.merging import plain_model
+
+Arguments = dict[str, Any]
+
+
+@dataclass
+class Subject:
+    """What properties look at.
+
+    Attributes:
+        compiled: the module, its trainable parameters at random values.
+        plain: the model as it came, of its own class.
+        arguments: a call.
+        tolerance: the largest relative error that rounding explains.
+    """
+
+    compiled: Any
+    plain: nn.Module
+    arguments: Arguments
+    tolerance: float
+    words: int = field(default=50)
+
+    @property
+    def plan(self) -> Plan:
+        """The module's plan."""
+        plan: Plan = self.compiled.peftc_plan
+        return plan
+
+    def of_size(self, batch: int, length: int | None = None) -> Arguments:
+        """A call of another size: rows are repeated or left out; so are tokens, of calls that have ids."""
+        ids = {name for name, value in self.arguments.items() if is_ids(value)}
+        return {
+            name: resized(value, batch, length if name in ids else None)
+            for name, value in self.arguments.items()
+        }
+
+    def takes(self, name: str) -> bool:
+        """Whether the model's forward has an argument."""
+        return name in inspect.signature(self.plain.forward).parameters
+
+
+def is_ids(value: Any) -> bool:
+    """Whether an argument is a batch of token ids or a mask of them."""
+    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
+
+
+def resized(value: Any, batch: int, length: int | None) -> Any:
+    """A tensor with other sizes of its first two axes, by repeating what it has."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    rows = torch.arange(batch, device=value.device) % value.shape[0]
+    value = value[rows]
+    if length is None:
+        return value
+    return value[:, torch.arange(length, device=value.device) % value.shape[1]]
+
+
+def main_output(output: Any) -> Tensor:
+    """The value that a model is run for: its logits, or the first tensor of numbers that is no loss."""
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    found = [
+        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
+    return next(leaf for leaf in found if leaf.dim())
+
+
+def run(module: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+    """The main output of a call, without gradients."""
+    with torch.no_grad():
+        return main_output(module(**arguments))
+
+
+def error(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two outputs, over the largest number in the second."""
+    if one.shape != other.shape:
+        return float("inf")
+    finite = torch.isfinite(other)
+    if not bool((torch.isfinite(one) == finite).all()):
+        return float("inf")
+    scale = other[finite].abs().max().clamp(min=1e-6) if bool(finite.any()) else torch.ones(())
+    return float(((one - other)[finite].abs().max() / scale) if bool(finite.any()) else 0.0)
+
+
+@contextmanager
+def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iterator[Subject]:
+    """A module in evaluation mode with random trainable values, put back as it was behind."""
+    modes = {module: module.training for module in compiled.modules()}
+    held = {p: p.detach().clone() for p in compiled.parameters() if p.requires_grad}
+    gradients = {p: p.grad for p in compiled.parameters()}
+    first = next((p for p in compiled.parameters() if p.is_floating_point()), torch.empty(0))
+    state = torch.random.get_rng_state()
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        compiled.eval()
+        with torch.no_grad():
+            for parameter in held:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                # Not far from where it stands: what is trained from the model's own values must stay near them.
+                parameter.add_(0.1 * noise * (1 + parameter.abs().mean()))
+        tolerance = 1e-5 if first.dtype in (torch.float32, torch.float64) else 3e-2
+        plain = plain_model(compiled).eval()
+        config = getattr(plain, "config", None)
+        words = getattr(config, "vocab_size", None)
+        subject = Subject(compiled, plain, dict(arguments), tolerance)
+        subject.words = words if isinstance(words, int) else 50
+        yield subject
+    finally:
+        with torch.no_grad():
+            for parameter, before in held.items():
+                parameter.copy_(before)
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for module, mode in modes.items():
+            module.training = mode
+        torch.random.set_rng_state(state)
