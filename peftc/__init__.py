@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftc.api import compile, diff, explain, graph, load, plan, rules
+    from peftc.api import check, compile, diff, explain, graph, load, plan, rules, sites
+    from peftc.check.certificate import Certificate
     from peftc.errors import PeftcError
     from peftc.lang import Rule
     from peftc.match import Plan
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "PeftcError",
     "Plan",
     "Rule",
     "__version__",
+    "check",
     "compile",
     "diff",
     "explain",
@@ -28,13 +31,17 @@ __all__ = [
     "load",
     "plan",
     "rules",
+    "sites",
 ]
 
 _HOMES = {
     "PeftcError": "peftc.errors",
     "Plan": "peftc.match",
     "Rule": "peftc.lang",
-    **dict.fromkeys(("compile", "diff", "explain", "graph", "load", "plan", "rules"), "peftc.api"),
+    **dict.fromkeys(
+        ("check", "compile", "diff", "explain", "graph", "load", "plan", "rules", "sites"), "peftc.api"
+    ),
+    "Certificate": "peftc.check.certificate",
 }
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from peftc.analyse import Site
 from peftc.capture.normalise import CATALOGUE
+from peftc.check import Certificate
+from peftc.check import check as certificate_of
 from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of
@@ -33,6 +36,30 @@ def default_rules() -> tuple[Bound, ...]:
 def pass_settings(passes: str | Iterable[str], watch: Watch | None) -> PassSettings:
     """What a person says of the passes."""
     return read_settings([passes] if isinstance(passes, str) else passes, CATALOGUE, watch)
+
+
+def sites(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> tuple[Site, ...]:
+    """Every site of a model, with what in its data flow gave the site its role. Changes nothing.
+
+    Args:
+        example_inputs: arguments of `forward` by name; a transformers model needs none.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    return look(model, (), example_inputs).plan.sites
+
+
+def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:
+    """Examine a compiled module: are the rules right on this model?
+
+    The certificate has a finding for each property: pass, fail or not applicable, with its figure and bound. The
+    module's trainable values, mode and gradients are put back behind.
+
+    Args:
+        example_inputs: arguments of `forward` by name; a transformers model needs none.
+    """
+    return certificate_of(compiled, example_inputs)
 
 
 def plan(

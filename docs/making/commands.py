@@ -29,7 +29,8 @@ def commands() -> str:
             for name in group.list_commands(context)
             for text in _command(name, group.get_command(context, name), context)
         ),
-        "Every command ends with 0, with 2 where the user can put something right, and with 1 for a bug of peftc.",
+        "Every command ends with 0, with 2 where the user can put something right, and with 1 for a bug of peftc "
+        "or a certificate that fails.",
     )
 
 

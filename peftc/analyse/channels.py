@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,10 +45,9 @@ class ChannelFlow:
             return {}
         if node not in self.known:
             self.known[node] = {}  # a value under construction is made of nothing: graphs have no cycles
-            try:
+            # Numbers that cannot follow the data, whose sizes are told by data, are no evidence.
+            with suppress(RuntimeError, IndexError, TypeError):
                 self.known[node] = self.work_out(node)
-            except (RuntimeError, IndexError, TypeError):
-                pass  # numbers that cannot follow the data (its sizes are told by data) are no evidence
         return self.known[node]
 
     def work_out(self, node: fx.Node) -> dict[fx.Node, Tensor]:

@@ -12,7 +12,11 @@ from peftc.analyse.projections import Projection
 from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name, shape, value
 
 GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback", "bmm", "baddbmm")
-ON_THE_WAY = MOVES | POINTWISE | frozenset("index sum getitem chunk split split_with_sizes index_add".split())
+ON_THE_WAY = (
+    MOVES
+    | POINTWISE
+    | frozenset(["index", "sum", "getitem", "chunk", "split", "split_with_sizes", "index_add"])
+)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,12 @@ def feed_forwards(
             found[down] = FeedForward(first, down, None, name)
         elif other.origin is first and other.channels is not None:
             found[down] = FeedForward(first, down, first, name, {"gate": channels, "up": other.channels})
-        elif other.origin is not None and other.origin not in taken:
-            if projections[other.origin].d_in == projections[first].d_in:
-                found[down] = FeedForward(other.origin, down, first, name)
+        elif (
+            other.origin is not None
+            and other.origin not in taken
+            and projections[other.origin].d_in == projections[first].d_in
+        ):
+            found[down] = FeedForward(other.origin, down, first, name)
     return list(found.values())
 
 

@@ -21,7 +21,6 @@ from peftc.capture.size_reader import size_conditions
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
 
-
 CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
 
 

@@ -52,9 +52,23 @@ class Subject:
             for name, value in self.arguments.items()
         }
 
+    def draw(self, seed: int) -> None:
+        """Move every trainable value, another way for every seed."""
+        draw(self.compiled, seed)
+
     def takes(self, name: str) -> bool:
         """Whether the model's forward has an argument."""
         return name in inspect.signature(self.plain.forward).parameters
+
+
+def draw(module: nn.Module, seed: int) -> None:
+    """Move every trainable value, by chance, not far: what starts as the model's own must stay near it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.add_(0.1 * noise * (1 + parameter.abs().mean()))
 
 
 def is_ids(value: Any) -> bool:
@@ -109,14 +123,9 @@ def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iter
     gradients = {p: p.grad for p in compiled.parameters()}
     first = next((p for p in compiled.parameters() if p.is_floating_point()), torch.empty(0))
     state = torch.random.get_rng_state()
-    generator = torch.Generator().manual_seed(seed)
     try:
         compiled.eval()
-        with torch.no_grad():
-            for parameter in held:
-                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-                # Not far from where it stands: what is trained from the model's own values must stay near them.
-                parameter.add_(0.1 * noise * (1 + parameter.abs().mean()))
+        draw(compiled, seed)
         tolerance = 1e-5 if first.dtype in (torch.float32, torch.float64) else 3e-2
         plain = plain_model(compiled).eval()
         config = getattr(plain, "config", None)

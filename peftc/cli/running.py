@@ -10,11 +10,11 @@ import sys
 
 from rich.console import Console
 
-from peftc.cli import graphs, plans, rules, scaffold, training
+from peftc.cli import graphs, models, plans, rules, scaffold, training
 from peftc.cli.application import app
 from peftc.errors import PeftcError
 
-COMMANDS = (graphs, plans, rules, scaffold, training)
+COMMANDS = (graphs, models, plans, rules, scaffold, training)
 """The modules that have put their commands into `app`, by being imported."""
 
 

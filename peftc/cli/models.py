@@ -1,0 +1,83 @@
+"""`peftc sites` and `peftc check-model`: which roles a model's parts play, and whether rules act on it rightly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from peftc.cli.application import app
+from peftc.cli.specs import CommandOfRules, bound
+
+Model = Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command(no_args_is_help=True)
+def sites(
+    model: Model,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Only sites of this role, such as [b]linear[/].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a model's sites: id, role, part, layer, sizes, and what in the data flow gave each its role."""
+    from peftc import api
+    from peftc.errors import UnknownPartError, instead
+    from peftc.finetune.models import load_as_saved
+
+    found = api.sites(load_as_saved(model))
+    if role is not None:
+        roles = sorted({site.role for site in found})
+        if role not in roles:
+            raise UnknownPartError(f"this model has no {role!r}", where="--role", hint=instead(role, roles))
+        found = tuple(site for site in found if site.role == role)
+    if as_json:
+        rows = [
+            {
+                "id": site.id,
+                "role": site.role,
+                "part": site.part,
+                "scope": site.scope,
+                "layer": site.layer,
+                "sizes": dict(site.sizes),
+                "rows": site.rows,
+                "weights": dict(site.weights),
+                "evidence": site.evidence,
+            }
+            for site in found
+        ]
+        print(json.dumps(rows, indent=2))  # noqa: T201 - what the flag asks for
+        return
+    table = Table("site", "role", "layer", "sizes", "evidence", box=None, header_style="bold")
+    for site in found:
+        sizes = ", ".join(f"{name} {size}" for name, size in site.sizes.items())
+        rows_of = "" if site.rows is None else f", {len(site.rows)} slices of its outputs"
+        scope = f"{site.scope}." if site.scope else ""
+        layer = "" if site.layer is None else str(site.layer)
+        table.add_row(scope + site.id, site.role, layer, sizes, site.evidence + rows_of)
+    Console(soft_wrap=True).print(table, markup=False)
+
+
+@app.command("check-model", no_args_is_help=True, cls=CommandOfRules)
+def check_model(
+    model: Model,
+    rules: Annotated[list[str], typer.Argument(help="Rules, as for [b]peftc plan[/].")],
+    as_json: AsJson = False,
+) -> None:
+    """Prove rules right on a model: a certificate of properties that pass, fail or do not apply; 1 if one fails."""
+    bound(rules)
+    from peftc import api
+    from peftc.finetune.models import load_as_saved
+
+    certificate = api.check(api.compile(load_as_saved(model), rules))
+    if as_json:
+        print(json.dumps(certificate.as_dict(), indent=2))  # noqa: T201 - what the flag asks for
+    else:
+        Console().print(certificate.table())
+    if not certificate.passed:
+        raise typer.Exit(1)
