@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftc.api import check, compile, diff, explain, graph, load, plan, rules, sites
-    from peftc.check.certificate import Certificate
+    from peftc.certificate.findings import Certificate
     from peftc.errors import PeftcError
     from peftc.lang import Rule
     from peftc.match import Plan
@@ -41,7 +41,7 @@ _HOMES = {
     **dict.fromkeys(
         ("check", "compile", "diff", "explain", "graph", "load", "plan", "rules", "sites"), "peftc.api"
     ),
-    "Certificate": "peftc.check.certificate",
+    "Certificate": "peftc.certificate.findings",
 }
 
 

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from peftc.analyse import Site
 from peftc.capture.normalise import CATALOGUE
-from peftc.check import Certificate
-from peftc.check import check as certificate_of
+from peftc.certificate import Certificate
+from peftc.certificate import check as certificate_of
 from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of

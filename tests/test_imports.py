@@ -27,7 +27,7 @@ ORDER = (
     "runtime",
     "store",
     "inspect",
-    "check",
+    "certificate",
     "api",
     "finetune",
     "cli",

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from tests.models import shaken
 
-THE_57 = (
-    "gpt2 opt bloom gpt_neox gptj gpt_neo gpt_bigcode codegen falcon mpt llama mistral mixtral qwen2 "
-    "qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 olmo2 granite cohere smollm3 starcoder2 "
-    "stablelm glm deepseek_v3 mamba jamba biogpt xglm bert roberta xlm-roberta electra albert "
-    "distilbert deberta deberta-v2 modernbert mpnet esm t5 mt5 bart mbart pegasus marian whisper vit "
-    "dinov2 clip_vision_model beit swin wav2vec2 "
-).split()  # noqa: SIM905 - a list of names to be read
+NAMES = """
+gpt2 opt bloom gpt_neox gptj gpt_neo gpt_bigcode codegen falcon mpt llama mistral mixtral qwen2
+qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 olmo2 granite cohere smollm3 starcoder2
+stablelm glm deepseek_v3 mamba jamba biogpt xglm bert roberta xlm-roberta electra albert
+distilbert deberta deberta-v2 modernbert mpnet esm t5 mt5 bart mbart pegasus marian whisper vit
+dinov2 clip_vision_model beit swin wav2vec2
+"""
+THE_57 = tuple(NAMES.split())
 """The architectures that every change is measured on."""
 
 WORDS, WIDTH, HEADS, LAYERS, PIXELS = 97, 32, 4, 2, 64
@@ -55,6 +56,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"mamba_dt_rank|time_step_rank", 4),
     (r"sliding_window|attention_window|local_attention", 8),
     (r"attn_layer_(period|offset)|expert_layer_(period|offset)", {8: 2, 4: 1, 2: 2, 1: 1}),
+    (r"attn_layer_indices", (1,)),
     (r"window_size", 2),
     (r"depths", (1, 1, 1, 1, 1, 1, 1, 1)),
     (r"(\w+_)?hidden_sizes|embed_dims?|widths", (16, 16, 32, 32, 32, 32, 32, 32)),
@@ -111,6 +113,15 @@ def shrunk(kind: Any, **changes: Any) -> Any:
             smaller[name] = value
     if "kv_lora_rank" in smaller and "num_key_value_heads" in smaller:
         smaller["num_key_value_heads"] = HEADS  # latent attention has as many key heads as query heads
+    kinds = list(dict.fromkeys(getattr(given, "layer_types", None) or ()))
+    if len(kinds) > 1:  # one layer of each kind
+        count = max(LAYERS, len(kinds))
+        layered = {"num_hidden_layers": count, "layer_types": (kinds * LAYERS)[:count]}
+        try:
+            kind(**{**smaller, **layered})
+            smaller |= layered
+        except Exception:  # noqa: BLE001 - a config may make its layers' kinds of something else
+            pass
     smaller |= {name: off for name, off in DRAWS.items() if hasattr(given, name)}
     return kind(**{**smaller, **CHANGES.get(given.model_type, {}), **changes})
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from peftc.check.certificate import Certificate, Finding
-from peftc.check.properties import PROPERTIES
-from peftc.check.subject import examined
+from peftc.certificate.findings import Certificate, Finding
+from peftc.certificate.properties import PROPERTIES
+from peftc.certificate.subject import examined, varied
 from peftc.errors import CaptureError
 
 
@@ -29,9 +29,11 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     from peftc.capture.examples import example_arguments
 
     arguments = example_arguments(compiled, example_inputs)
+    if example_inputs is None:
+        arguments = varied(arguments, compiled)
     with examined(compiled, arguments) as subject:
         findings = tuple(examine(subject) for examine in PROPERTIES)
-    rules = tuple(bound.text or bound.label for bound in compiled.peftc_plan.rules)
+        rules = tuple(bound.text or bound.label for bound in subject.plan.rules)
     return Certificate(type(subject.plain).__name__, rules, findings)
 
 

@@ -71,6 +71,23 @@ def draw(module: nn.Module, seed: int) -> None:
                 parameter.add_(0.1 * noise * (1 + parameter.abs().mean()))
 
 
+def varied(arguments: Mapping[str, Any], module: nn.Module, seed: int = 0) -> Arguments:
+    """Arguments of the same form with content: tokens that differ, pixels and waves of noise."""
+    words = getattr(getattr(module, "config", None), "vocab_size", None)
+    most = words if isinstance(words, int) else 50
+    generator = torch.Generator().manual_seed(seed)
+
+    def filled(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator).to(value)
+        # The first ids of a vocabulary are often padding and marks of the ends.
+        return torch.randint(min(10, most // 2), most, value.shape, generator=generator).to(value)
+
+    return {name: filled(value) for name, value in arguments.items()}
+
+
 def is_ids(value: Any) -> bool:
     """Whether an argument is a batch of token ids or a mask of them."""
     return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()

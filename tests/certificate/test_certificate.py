@@ -1,0 +1,242 @@
+"""The certificate: what passes on sound modules, and that each property, broken on purpose, is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import peftc
+from peftc.certificate import properties
+from peftc.certificate.subject import Subject, examined
+from peftc.errors import CaptureError
+from peftc.graphs.reading import is_attention, is_call
+from peftc.rewrite import rewrite, without_adapters
+from peftc.runtime import engine as engines
+from peftc.runtime import merging
+from tests.models import bert, llama, tokens
+
+RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("make", [bert, llama])
+def test_sound_modules_pass(make: Callable[..., Any], rules: list[str]) -> None:
+    certificate = peftc.check(peftc.compile(make(), rules))
+    assert certificate.passed, str(certificate)
+    for name in ("adapters off", "gradients", "captured gradients", "batch", "torch.compile"):
+        assert certificate.finding(name).verdict == "pass"
+
+
+def test_what_does_not_apply_is_said() -> None:
+    certificate = peftc.check(peftc.compile(bert(), ["prefix:3"]))
+    assert "prefix" in certificate.finding("merged").detail
+    assert certificate.finding("cached decoding").verdict == "not applicable"
+    assert "no cache" in certificate.finding("cached decoding").detail or certificate.passed
+    data = json.loads(json.dumps(certificate.as_dict()))
+    assert data["passed"] is True
+    assert {each["name"] for each in data["findings"]} >= {"merged", "visibility", "padding"}
+    assert str(certificate).splitlines()[0].endswith("passes")
+
+
+def test_everything_is_put_back() -> None:
+    compiled: Any = peftc.compile(llama(), ["lora:q,v", "bitfit"]).train()
+    before = {name: value.clone() for name, value in compiled.state_dict().items()}
+    state = torch.random.get_rng_state()
+    peftc.check(compiled)
+    assert compiled.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in compiled.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in compiled.state_dict().items())
+
+
+def test_only_compiled_modules_are_examined() -> None:
+    with pytest.raises(CaptureError, match="no compiled module"):
+        peftc.check(nn.Linear(2, 2))
+
+
+def broken(
+    monkeypatch: pytest.MonkeyPatch, mend: Callable[[fx.Graph], None], rules: list[str], **settings: Any
+) -> Any:
+    """A compiled decoder every graph of which `mend` has spoilt after its rules were put in."""
+
+    def spoilt(*args: Any, **kwargs: Any) -> fx.Graph:
+        graph = rewrite(*args, **kwargs)
+        mend(graph)
+        return graph
+
+    monkeypatch.setattr(engines, "rewrite", spoilt)
+    return peftc.compile(llama(**settings), rules)
+
+
+def is_not(node: fx.Node) -> Callable[[fx.Node], bool]:
+    """Tells of a user whether it is another node."""
+    return lambda user: user is not node
+
+
+def named(compiled: Any, examine: Callable[[Subject], Any], **inputs: Any) -> Any:
+    """The finding of one property."""
+    with examined(compiled, inputs or {"input_ids": tokens()}) as subject:
+        return examine(subject)
+
+
+def added(graph: fx.Graph, *names: str) -> list[fx.Node]:
+    """Calls of these operators that a rule put in."""
+    return [node for node in graph.nodes if "lora" in node.name and is_call(node, *names)]
+
+
+def test_a_wrong_scale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(graph: fx.Graph) -> None:
+        for node in added(graph, "mul"):
+            node.args = tuple(2 * each if isinstance(each, float) else each for each in node.args)
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.merged)
+    assert finding.verdict == "fail"
+    assert finding.figure > 1e-3
+
+
+def test_a_mask_that_is_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_more(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(1)
+
+    def mend(graph: fx.Graph) -> None:
+        for node in [each for each in graph.nodes if is_attention(each)]:
+            with graph.inserting_before(node):
+                mask = graph.call_function(one_more, node.args[:2])
+            mask.meta = dict(node.meta)
+            node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.visibility)
+    assert finding.verdict == "fail"
+    assert "output 0 sees token 1" in finding.detail
+
+
+def test_a_detached_branch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(graph: fx.Graph) -> None:
+        node = next(each for each in reversed(added(graph, "linear")) if "v_proj" in each.name)
+        with graph.inserting_after(node):
+            cut = graph.call_function(torch.ops.aten.detach.default, (node,))
+        cut.meta = dict(node.meta)
+        node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.gradients_reach)
+    assert finding.verdict == "fail"
+    assert "layers.1.self_attn.v_proj.peftc" in finding.detail
+
+
+def test_an_unmerged_slice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = merging.with_part
+
+    def forgetful(held: torch.Tensor, part: torch.Tensor, application: Any, port: str) -> torch.Tensor:
+        kept: torch.Tensor = held if application.site.part == "v" else whole(held, part, application, port)
+        return kept
+
+    monkeypatch.setattr(merging, "with_part", forgetful)
+    assert named(peftc.compile(llama(), ["lora:q,v"]), properties.merged).verdict == "fail"
+
+
+class Pooled(nn.Module):
+    """A pooler that a mean makes no use of, in one branch of its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.pooler = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.read = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = self.pooler(x)
+        return self.inner(x) + (pooled if self.read else 0 * pooled.detach())
+
+
+def test_an_unread_pooler_is_named() -> None:
+    module = Pooled()
+    compiled = peftc.compile(module, ["lora:all-linear(rank=2)"], {"x": torch.randn(3, 5, 6)})
+    assert named(compiled, properties.gradients_reach, x=torch.randn(3, 5, 6)).verdict == "pass"
+    unread = Pooled()
+    unread.read = False
+    compiled = peftc.compile(unread, ["lora:all-linear(rank=2)"], {"x": torch.randn(3, 5, 6)})
+    finding = named(compiled, properties.gradients_reach, x=torch.randn(3, 5, 6))
+    assert finding.verdict == "fail"
+    assert "pooler" in finding.detail
+
+
+def test_a_model_that_changed_is_named() -> None:
+    compiled: Any = peftc.compile(llama(), ["lora:q,v"])
+    with examined(compiled, {"input_ids": tokens()}) as subject:
+        with torch.no_grad():
+            for parameter in subject.plain.parameters():
+                fresh = nn.Parameter(parameter * 1.01)
+                break
+        subject.plain.get_submodule("model.embed_tokens").weight = fresh
+        assert properties.adapters_off(subject).verdict == "fail"
+
+
+def test_an_identity_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(graph: fx.Graph) -> None:
+        for node in added(graph, "add"):
+            with graph.inserting_after(node):
+                more = graph.call_function(torch.ops.aten.add.Tensor, (node, 0.5))
+            more.meta = dict(node.meta)
+            node.replace_all_uses_with(more, delete_user_cb=is_not(more))
+
+    assert named(broken(monkeypatch, mend, ["lora:q,v"]), properties.identity_at_start).verdict == "fail"
+
+
+def test_rows_that_mix_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(graph: fx.Graph) -> None:
+        node = next(each for each in graph.nodes if is_call(each, "rms_norm"))
+        with graph.inserting_before(node.next):
+            mean = graph.call_function(torch.mean, (node, 0, True))
+            mixed = graph.call_function(torch.ops.aten.add.Tensor, (node, mean))
+        for each in (mean, mixed):
+            each.meta = dict(node.meta)
+        node.replace_all_uses_with(mixed, delete_user_cb=lambda user: user not in (mean, mixed))
+
+    compiled = broken(monkeypatch, mend, ["lora:q,v"])
+    assert named(compiled, properties.batch).verdict == "fail"
+
+
+def test_padding_that_is_seen_and_a_cache_that_is_not_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mend(graph: fx.Graph) -> None:
+        for node in [each for each in graph.nodes if is_attention(each)]:
+            node.kwargs = {**node.kwargs, "attn_mask": None, "is_causal": False}
+
+    compiled = broken(monkeypatch, mend, ["lora:q,v"])
+    assert named(compiled, properties.padding).verdict == "fail"
+    assert named(compiled, properties.decoding).verdict == "fail"
+
+
+def test_gradients_of_another_computation_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*args: Any, **kwargs: Any) -> fx.Graph:
+        graph = without_adapters(*args, **kwargs)
+        node = next(each for each in graph.nodes if is_call(each, "silu"))
+        with graph.inserting_after(node):
+            detached = graph.call_function(torch.ops.aten.detach.default, (node,))
+        detached.meta = dict(node.meta)
+        node.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
+        return graph
+
+    monkeypatch.setattr(engines, "without_adapters", cut)
+    finding = named(peftc.compile(llama(), ["lora:q,v"]), properties.captured_gradients)
+    assert finding.verdict == "fail"
+    assert "gate_proj" in finding.detail or finding.figure > 1e-3
+
+
+def test_a_graph_that_breaks_under_the_tracer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x
+
+    def mend(graph: fx.Graph) -> None:
+        node = next(each for each in graph.nodes if is_call(each, "rms_norm"))
+        with graph.inserting_after(node):
+            more = graph.call_function(printed, (node,))
+        more.meta = dict(node.meta)
+        node.replace_all_uses_with(more, delete_user_cb=lambda user: user is not more)
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.traced)
+    assert finding.verdict == "fail"
