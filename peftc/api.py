@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from peftc.analyse import Site
+from peftc.analyse import Site, analyse
 from peftc.capture.normalise import CATALOGUE
 from peftc.certificate import Certificate
 from peftc.certificate import check as certificate_of
@@ -19,7 +19,7 @@ from peftc.inspect import graph as graph_of
 from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
-from peftc.runtime import carry_out, look, start_from, twin
+from peftc.runtime import capture_example, carry_out, look, start_from, twin
 from peftc.store import StoredModule, load_adapter
 
 
@@ -47,7 +47,8 @@ def sites(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> 
     Raises:
         CaptureError: the model cannot be captured.
     """
-    return look(model, (), example_inputs).plan.sites
+    _, _, (program, _, _) = capture_example(model, example_inputs)
+    return analyse(program.graph, model).sites
 
 
 def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:

@@ -9,6 +9,7 @@ from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
+from peftc.capture.products import TurnLeftProducts
 from peftc.capture.respelling import recognise
 from peftc.capture.scores import ReadScores
 from peftc.graphs.program import Program, copy_graph
@@ -28,6 +29,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
+        TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         RemoveDeadCode(),
         ReadScores(),

@@ -1,0 +1,129 @@
+"""Any architecture: roles, capture and rules on tiny models of transformers' own classes, without a table.
+
+The quick tests take one architecture of each kind of difficulty; the slow ones all 57.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import peftc
+from peftc.errors import NoMatchError, UnknownPartError
+from tests.models import randomise
+from tests.zoo import THE_57, entry, inputs
+
+# What is hard about each: a fused projection, an interleaved one, one key head, latent attention, experts, capped
+# scores, biases of relative positions, one layer twelve times, cross-attention, windows of images, sound, a scan.
+QUICK = """
+gpt2 bloom gpt_bigcode falcon deepseek_v3 qwen3_moe gemma2 mpnet deberta-v2
+albert t5 bart phi3 codegen swin wav2vec2 mamba
+"""
+NO_ATTENTION = {"mamba"}
+NO_FEED_FORWARD = {"mamba"}
+
+
+def parts(model_type: str) -> dict[str, set[str]]:
+    """Last word of each linear site's path → parts it plays."""
+    model = entry(model_type).model()
+    found: dict[str, set[str]] = {}
+    for site in peftc.sites(model, inputs(model)):
+        if site.role == "linear":
+            found.setdefault(site.path.rpartition(".")[2], set()).add(site.part)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model_type", "want"),
+    [
+        ("gpt2", {"c_attn": "q k v", "c_fc": "up"}),
+        ("bloom", {"query_key_value": "q k v", "dense": "o", "dense_h_to_4h": "up", "dense_4h_to_h": "down"}),
+        ("codegen", {"qkv_proj": "q k v", "out_proj": "o"}),
+        ("falcon", {"query_key_value": "q k v", "dense": "o"}),
+        ("mpt", {"Wqkv": "q k v", "up_proj": "up", "down_proj": "down"}),
+        ("phi3", {"qkv_proj": "q k v", "gate_up_proj": "gate up", "down_proj": "down"}),
+        ("gemma2", {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate"}),
+        ("deepseek_v3", {"q_b_proj": "q", "kv_b_proj": "k v", "kv_a_proj_with_mqa": "k", "o_proj": "o"}),
+        ("mixtral", {"gate": "router", "q_proj": "q"}),
+        ("qwen3_moe", {"gate": "router", "v_proj": "v"}),
+        ("deberta-v2", {"query_proj": "q", "key_proj": "k", "value_proj": "v"}),
+        ("t5", {"q": "q", "k": "k", "v": "v", "o": "o", "wi": "up", "wo": "down"}),
+        ("wav2vec2", {"q_proj": "q", "out_proj": "o", "intermediate_dense": "up", "output_dense": "down"}),
+    ],
+)
+def test_parts_of_projections(model_type: str, want: dict[str, str]) -> None:
+    found = parts(model_type)
+    assert {name: found[name] for name in want} == {name: set(said.split()) for name, said in want.items()}
+
+
+def test_a_scan_is_no_feed_forward_network() -> None:
+    assert parts("mamba") == {
+        "in_proj": {""},
+        "x_proj": {""},
+        "dt_proj": {""},
+        "out_proj": {""},
+        "lm_head": {"head"},
+    }
+
+
+FUSED = ("gpt2 bloom gpt_neox gpt_bigcode codegen falcon mpt phi3 modernbert").split()  # noqa: SIM905 - a list of names to be read
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_q_and_v_of_a_fused_projection_leave_k_bit_for_bit(model_type: str) -> None:
+    model = entry(model_type).model()
+    compiled: Any = peftc.compile(model, ["lora:q,v(rank=4)"], inputs(model), defaults=False)
+    randomise(compiled)
+    sites = {site.id: site for site in compiled.peftc_plan.sites if site.part in ("q", "k", "v")}
+    merged = compiled.merge_and_unload()
+    changed = 0
+    for site in sites.values():
+        assert site.rows is not None
+        weight = site.weights["W"]
+        axis = site.stored.get("W", ("d_out", "d_in")).index("d_out")
+        index = torch.cat([torch.arange(start, stop) for start, stop in site.rows])
+        before, after = (each.get_parameter(weight).index_select(axis, index) for each in (model, merged))
+        assert torch.equal(before, after) == (site.part == "k"), site.id
+        changed += site.part != "k"
+    assert changed == 2 * len({site.weights["W"] for site in sites.values()})
+
+
+RULES = (
+    "lora:q,v(rank=4)",
+    "lora:all-linear(rank=4)",
+    "bottleneck:ffn(size=4)",
+    "parallel:ffn(size=4)",
+    "bitfit",
+)
+
+
+def certified(model_type: str, rules: list[str], absent: bool) -> None:
+    """Check that rules pass on an architecture, or are refused where it has no such site."""
+    model = entry(model_type).model()
+    given = inputs(model)
+    if absent:
+        with pytest.raises((NoMatchError, UnknownPartError), match="has no"):
+            peftc.compile(model, rules, given, defaults=False)
+        return
+    certificate = peftc.check(peftc.compile(model, rules, given, defaults=False), given)
+    assert certificate.passed, str(certificate)
+
+
+@pytest.mark.parametrize("model_type", QUICK.split())
+def test_rules_together_on_what_is_hard(model_type: str) -> None:
+    if model_type in NO_ATTENTION:
+        certified(model_type, ["lora:all-linear(rank=4)"], absent=False)
+        certified(model_type, ["prefix:4"], absent=True)
+        certified(model_type, ["bottleneck:4"], absent=True)
+        return
+    certified(model_type, ["lora:q,v(rank=4)", "bottleneck:ffn(size=4)", "prefix:4"], absent=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [*RULES, "prefix:4"])
+@pytest.mark.parametrize("model_type", THE_57)
+def test_every_rule_on_every_architecture(model_type: str, rule: str) -> None:
+    lacks = rule in ("lora:q,v(rank=4)", "prefix:4") and model_type in NO_ATTENTION
+    certified(model_type, [rule], lacks or (":ffn" in rule and model_type in NO_FEED_FORWARD))
