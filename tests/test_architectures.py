@@ -127,3 +127,51 @@ def test_rules_together_on_what_is_hard(model_type: str) -> None:
 def test_every_rule_on_every_architecture(model_type: str, rule: str) -> None:
     lacks = rule in ("lora:q,v(rank=4)", "prefix:4") and model_type in NO_ATTENTION
     certified(model_type, [rule], lacks or (":ffn" in rule and model_type in NO_FEED_FORWARD))
+
+
+DECODERS = ("gpt2", "falcon", "gemma2", "deepseek_v3", "t5", "bart")
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "sampling": {"do_sample": True},
+    "static": {"cache_implementation": "static"},
+}
+NEW = 5
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_generation(model_type: str) -> None:
+    model = entry(model_type).model()
+    compiled: Any = peftc.compile(
+        model, ["lora:q,v(rank=4)", "prefix:3"], inputs(model), defaults=False
+    ).eval()
+    randomise(compiled)
+    ids = inputs(model)["input_ids"]
+    told: dict[str, Any] = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    for name, way in WAYS.items():
+        torch.manual_seed(0)
+        want = model.generate(input_ids=ids, **{**told, **way})
+        with compiled.disable_adapter():
+            torch.manual_seed(0)
+            got = compiled.generate(input_ids=ids, **{**told, **way})
+        assert torch.equal(got, want), name
+    made = compiled.generate(input_ids=ids, **told)
+    assert torch.equal(made, without_cache(compiled, ids))
+
+
+def without_cache(compiled: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Greedy tokens, the whole text anew for each; the end of a text is never chosen, as `min_new_tokens` has it."""
+    pairs = compiled.config.is_encoder_decoder
+    start = compiled.generation_config.decoder_start_token_id or 0
+    tokens = torch.full((len(ids), 1), start) if pairs else ids
+    ends = compiled.generation_config.eos_token_id
+    forced = getattr(compiled.generation_config, "forced_bos_token_id", None)
+    assert forced is None
+    for _ in range(NEW):
+        given = {"input_ids": ids, "decoder_input_ids": tokens} if pairs else {"input_ids": tokens}
+        with torch.no_grad():
+            logits = compiled(**given, use_cache=False).logits[:, -1]
+        if ends is not None:
+            logits[:, ends] = float("-inf")
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
+    return tokens

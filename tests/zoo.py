@@ -80,7 +80,7 @@ def small(name: str, held: Any) -> Any:
             return size.get(held, held)
         if isinstance(held, int) and isinstance(size, int):
             return min(held, size)
-        if held is None and size == WORDS:
+        if held is None and (size == WORDS or name in ("head_dim", "kv_channels")):
             return size
         if (
             isinstance(held, (list, tuple))
@@ -158,7 +158,15 @@ class Entry:
         import transformers
 
         torch.manual_seed(seed)
-        made = getattr(transformers, self.class_name)(self.config(**changes)).eval()
+        kind, config = getattr(transformers, self.class_name), self.config(**changes)
+        try:
+            made = kind(config).eval()
+        except AttributeError:  # a decoder whose table names the config of a larger model that has it
+            made = kind(config.get_text_config(decoder=True)).eval()
+        generation = getattr(made, "generation_config", None)
+        if generation is not None and getattr(made.config, "is_encoder_decoder", False):
+            generation.decoder_start_token_id = generation.decoder_start_token_id or 0
+            generation.forced_eos_token_id = None
         return shaken(made)
 
 
@@ -231,7 +239,8 @@ def inputs(model: nn.Module, batch: int = 2, length: int = 12, seed: int = 5) ->
         return default
 
     given: dict[str, Any] = {}
-    if "pixel_values" in takes:
+    both = type(model).__name__ in table("clip").values()
+    if "pixel_values" in takes and (both or "input_ids" not in takes):
         side = told("image_size", PIXELS)
         given["pixel_values"] = reals(told("num_channels", 3), side, side)
     if "input_values" in takes and "input_ids" not in takes:
