@@ -122,18 +122,6 @@ def learned(model: Any, compiled: Any, given: dict[str, Any], want: Any) -> dict
         off = error(run(compiled, given), want)
     if off > CLOSE:
         return {"verdict": "fail", "why": f"adapters off differ by {off:.1g}"}
-    compiled.train()
-    optimizer = torch.optim.AdamW([p for p in compiled.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for step in range(STEPS + 1):
-        torch.manual_seed(0)  # the same dropout at each step: then the loss shows what is learned
-        loss = loss_of(compiled, given)
-        losses.append(float(loss))
-        if step < STEPS:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    compiled.eval()
     other = inputs(model, 3, 17, seed=6)
     if "attention_mask" in given:
         other["attention_mask"] = torch.ones_like(other["input_ids"])
@@ -146,6 +134,17 @@ def learned(model: Any, compiled: Any, given: dict[str, Any], want: Any) -> dict
             off = error(run(compiled, other), again)
         if off > CLOSE:
             return {"verdict": "fail", "why": f"adapters off differ by {off:.1g} at another size"}
+    compiled.train()
+    optimizer = torch.optim.AdamW([p for p in compiled.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(STEPS + 1):
+        torch.manual_seed(0)  # the same dropout at each step: then the loss shows what is learned
+        loss = loss_of(compiled, given)
+        losses.append(float(loss))
+        if step < STEPS:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     lower = losses[-1] < losses[0]
     return {
         "verdict": "pass" if lower else "fail",

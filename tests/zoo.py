@@ -128,7 +128,14 @@ def shrunk(kind: Any, **changes: Any) -> Any:
 
 # What a config's defaults leave out of the mathematics that released models of the architecture have, and what
 # counts layers in a way of its own.
-DRAWS = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+DRAWS = {
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "layerdrop": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+}
 """What models draw from numpy or branch on by chance in training, none of which a graph can hold."""
 
 CHANGES: dict[str, dict[str, Any]] = {

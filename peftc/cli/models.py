@@ -53,14 +53,16 @@ def sites(
         ]
         print(json.dumps(rows, indent=2))  # noqa: T201 - what the flag asks for
         return
-    table = Table("site", "role", "layer", "sizes", "evidence", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for heading in ("site", "role", "layer", "sizes", "evidence"):
+        table.add_column(heading, overflow="fold")  # a path that is cut short could not be copied
     for site in found:
         sizes = ", ".join(f"{name} {size}" for name, size in site.sizes.items())
         rows_of = "" if site.rows is None else f", {len(site.rows)} slices of its outputs"
         scope = f"{site.scope}." if site.scope else ""
         layer = "" if site.layer is None else str(site.layer)
         table.add_row(scope + site.id, site.role, layer, sizes, site.evidence + rows_of)
-    Console(soft_wrap=True).print(table, markup=False)
+    Console().print(table, markup=False)
 
 
 @app.command("check-model", no_args_is_help=True, cls=CommandOfRules)

@@ -1,0 +1,55 @@
+"""`peftc sites` and `peftc check-model`, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftc.certificate import properties
+from peftc.certificate.findings import Finding
+from peftc.cli import main
+from tests.models import llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("model")
+    llama().save_pretrained(path)
+    return str(path)
+
+
+def run(arguments: list[str], capsys: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    told = capsys.readouterr()
+    return int(ended.value.code or 0), told.out, told.err
+
+
+def test_sites(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    code, out, _ = run(["sites", folder], capsys)
+    assert code == 0
+    assert "model.layers.0.self_attn.q_proj:q" in out
+    assert "reach operand q" in out
+    code, out, _ = run(["sites", folder, "--role", "attention", "--json"], capsys)
+    rows = json.loads(out)
+    assert [row["layer"] for row in rows] == [0, 1]
+    assert rows[0]["sizes"]["kv_heads"] == 2
+    code, _, err = run(["sites", folder, "--role", "atention"], capsys)
+    assert code == 2
+    assert "attention" in err
+
+
+def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run(["check-model", folder, "lora:q,v", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["passed"] is True
+    failing = (lambda _: Finding("batch", "fail", 1.0, 0.0, "rows mix"),)
+    monkeypatch.setattr("peftc.certificate.PROPERTIES", failing)
+    assert properties.PROPERTIES is not failing
+    code, out, _ = run(["check-model", folder, "lora:q,v"], capsys)
+    assert code == 1
+    assert "rows mix" in out
