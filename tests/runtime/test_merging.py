@@ -39,10 +39,12 @@ def test_merged_equals_beside(make: Callable[..., Any], rules: list[str]) -> Non
 
 
 def test_tied_weights_stay_tied_and_frozen_ones_are_shared() -> None:
-    model = llama()
-    merged: Any = peftc.compile(model, ["full"]).merge_and_unload()
+    model: Any = llama()
+    full: Any = peftc.compile(model, ["full"])
+    merged = full.merge_and_unload()
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
-    merged = peftc.compile(model, ["lora:q"]).merge_and_unload()
+    lora: Any = peftc.compile(model, ["lora:q"])
+    merged = lora.merge_and_unload()
     frozen = "model.layers.0.mlp.up_proj.weight"
     assert merged.get_parameter(frozen).data_ptr() == model.get_parameter(frozen).data_ptr()
 
@@ -54,7 +56,7 @@ def test_a_merged_model_saves_and_is_compiled_again(tmp_path: Any) -> None:
     randomise(compiled)
     merged: Any = compiled.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    again: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens()).logits, merged(input_ids=tokens()).logits)
     twice: Any = peftc.compile(merged, ["lora:q,v"]).eval()
