@@ -170,6 +170,8 @@ class Entry:
             made = kind(config).eval()
         except AttributeError:  # a decoder whose table names the config of a larger model that has it
             made = kind(config.get_text_config(decoder=True)).eval()
+        if getattr(made.config, "pad_token_id", 0) is None:
+            made.config.pad_token_id = 1  # who classifies a text looks for its last token
         generation = getattr(made, "generation_config", None)
         if generation is not None and getattr(made.config, "is_encoder_decoder", False):
             generation.decoder_start_token_id = generation.decoder_start_token_id or 0
@@ -230,7 +232,11 @@ def inputs(model: nn.Module, batch: int = 2, length: int = 12, seed: int = 5) ->
     takes = inspect.signature(model.forward).parameters
 
     def ids() -> Tensor:
-        return torch.randint(4, WORDS - 1, (batch, length), generator=generator)
+        drawn = torch.randint(4, WORDS - 1, (batch, length), generator=generator)
+        end = getattr(config, "eos_token_id", None)
+        if isinstance(end, int) and getattr(config, "is_encoder_decoder", False):
+            drawn[:, -1] = end
+        return drawn
 
     def reals(*sizes: int) -> Tensor:
         return torch.randn(batch, *sizes, generator=generator)

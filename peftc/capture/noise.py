@@ -115,7 +115,10 @@ class RemoveEmptyParts:
 
 def is_empty(node: object) -> bool:
     """Whether a node is the one-dimensional tensor of no elements, which `cat` skips."""
-    return isinstance(node, fx.Node) and is_tensor(node) and tuple(value(node).shape) == (0,)
+    if not is_tensor(node) or value(node).dim() != 1:
+        return False
+    size = value(node).shape[0]
+    return isinstance(size, int) and size == 0  # a symbol may be told by data: it cannot be asked
 
 
 @dataclass(frozen=True)
