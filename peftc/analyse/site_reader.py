@@ -35,6 +35,16 @@ def is_ours(path: str) -> bool:
     return "peftc" in path.split(".")
 
 
+def is_scaled(node: fx.Node) -> bool:
+    """Whether a value is another times a number, or the middle of a cap: a tanh between a quotient and a product.
+
+    A tanh alone is no cap: poolers end with one.
+    """
+    if is_call(node, "mul", "div"):
+        return isinstance(node.args[1], (int, float))
+    return is_call(node, "tanh") and all(is_scaled(each) for each in (*node.users, *node.all_input_nodes))
+
+
 class SiteReader:
     """Walks one graph and yields (site, use) pairs."""
 
@@ -211,7 +221,7 @@ class SiteReader:
             yield site, Use(node, {"y": Port("result", node)})
 
     def head_nodes(self) -> Iterator[fx.Node]:
-        """Projections outside any block whose product is an output of the model, moved at most."""
+        """Projections outside any block whose product is an output of the model, at most moved, scaled or capped."""
         output = next(node for node in self.graph.nodes if node.op == "output")
         leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
         seen: set[fx.Node] = set()
@@ -223,7 +233,7 @@ class SiteReader:
             if leaf in self.projections:
                 if block_of(leaf, self.blocks) is None:
                     yield leaf
-            elif not is_tensor(leaf) or operator_name(leaf) in MOVES:
+            elif not is_tensor(leaf) or operator_name(leaf) in MOVES or is_scaled(leaf):
                 leaves.extend(leaf.all_input_nodes)
 
     def head_sites(self) -> Iterator[tuple[Site, Use]]:

@@ -65,8 +65,17 @@ def capped_attention(
 
 
 def open_mask(mask: Tensor, length: int) -> Tensor:
-    """A mask [... keys] with `length` keys in front that every query sees: True, or 0 if masks are added."""
-    return torch.nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    """A mask [... keys] with `length` keys in front that every query sees.
+
+    In a mask that is added to scores, they get the largest number of their query's row: 0 where a mask only hides. Where it
+    holds biases of positions, softmax takes no notice of what is added to a whole row, and models make use of that (a bias
+    may be counted from the last key): a constant in front would be worth more or less as a text grows.
+    """
+    if mask.dtype == torch.bool:
+        return torch.nn.functional.pad(mask, (length, 0), value=True)
+    best = mask.amax(-1, keepdim=True)
+    best = best.where(best > torch.finfo(mask.dtype).min / 2, 0.0)  # a row that hides every key
+    return torch.cat([best.expand(*mask.shape[:-1], length), mask], -1)
 
 
 def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
