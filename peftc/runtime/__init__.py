@@ -1,7 +1,17 @@
 """The compiled module: programs by call signature, adapters on and off, and names that PEFT users know."""
 
-from peftc.runtime.build import build, twin
+from peftc.runtime.build import build, pack, twin
 from peftc.runtime.compilation import Look, capture_example, carry_out, look, start_from
 from peftc.runtime.compiled import CompiledModule
 
-__all__ = ["CompiledModule", "Look", "build", "capture_example", "carry_out", "look", "start_from", "twin"]
+__all__ = [
+    "CompiledModule",
+    "Look",
+    "build",
+    "capture_example",
+    "carry_out",
+    "look",
+    "pack",
+    "start_from",
+    "twin",
+]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from peftc.errors import CaptureError
 from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.quantised import quantise, taken_over
+from peftc.quantised.weight import home
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
@@ -39,19 +41,49 @@ PLAIN_LAWS = {
 def twin(model: nn.Module) -> nn.Module:
     """A copy of a model whose parameters are frozen and share the storage of the model's own.
 
+    Modules that came quantised are ordinary linear ones in it, with quantised weights.
+
     Raises:
-        CaptureError: the model was compiled already.
+        CaptureError: the model was compiled already. QuantiseError: a weight came quantised in an unknown way.
     """
     if isinstance(model, CompiledModule):
         raise CaptureError(
             f"{type(model).__name__} is compiled already",
             hint="compile the model it came from, with all rules in one list",
         )
-    memo: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
+    first = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        if (plain := taken_over(module, first)) is not None:
+            memo[id(module)] = plain
+            continue
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in memo:
+                memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    copied = copy.deepcopy(model, memo)
+    forget_loading(copied)
+    return copied
+
+
+LOADED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+"""What transformers notes of a model that it loaded quantised; it would refuse to cast, move or train what has it."""
+
+
+def forget_loading(copied: nn.Module) -> None:
+    """Take off what says that a loader's modules are in a model, if none of them is any more."""
+    for module in copied.modules():
+        for name in LOADED:
+            vars(module).pop(name, None)
+
+
+def pack(copied: nn.Module, plan: Plan) -> None:
+    """Quantise the weights of a `twin` that a plan keeps in fewer bits.
+
+    Raises:
+        QuantiseError: bitsandbytes is missing, or a weight has no values.
+    """
+    for path, (packing, turned) in plan.quantised.items():
+        quantise(copied, path, packing, turned=turned)
 
 
 def build(
@@ -146,18 +178,6 @@ def nearest(root: nn.Module, path: str) -> Tensor:
         if not path:
             return torch.empty(0)
         path = path.rpartition(".")[0]
-
-
-def home(root: nn.Module, path: str) -> nn.Module:
-    """The module at a path, made of empty modules where it is not there yet."""
-    module = root
-    for name in path.split("."):
-        child = dict(module.named_children()).get(name)
-        if child is None:
-            child = nn.Module()
-            module.add_module(name, child)
-        module = child
-    return module
 
 
 def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:

@@ -14,7 +14,8 @@ from peftc.graphs import operations
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, Plan
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.quantised import weight_at
+from peftc.rewrite.eager import EagerBackend, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
@@ -47,12 +48,12 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
             f"{kept[0]} cannot be merged: it is no change of a weight",
             hint="; ".join(f"{label} stays beside the model" for label in kept),
         )
-    changed: Weights = {path: tensor_at(root, path).detach() for path in plan.trained}
+    changed: Weights = {path: weight_at(root, path).detach() for path in plan.trained}
     with torch.no_grad():
         for application in plan.applications:
             for port in plan.section(application).merge:
                 path = application.site.weights[port]
-                held = changed.get(path, tensor_at(root, path).detach())
+                held = changed.get(path, weight_at(root, path).detach())
                 changed[path] = with_part(
                     held, edited(root, plan, application, port, changed), application, port
                 )
@@ -60,7 +61,7 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
                 path = next(each.path for each in application.parameters if each.name == name)
                 bias_path = f"{application.site.path}.{'bias' if port == 'b' else port}"
                 changed[bias_path] = with_bias(
-                    root, changed.get(bias_path), tensor_at(root, path), application
+                    root, changed.get(bias_path), weight_at(root, path), application
                 )
     return changed
 
@@ -74,10 +75,10 @@ def edited(
     paths = {each.name: each.path for each in application.parameters}
 
     def read(path: str) -> Tensor:
-        return wide(changed[path] if path in changed else tensor_at(root, path))
+        return wide(changed[path] if path in changed else weight_at(root, path))
 
     def parameter(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, wide(tensor_at(root, paths[name])))
+        return Term(declared.named, wide(weight_at(root, paths[name])))
 
     given = weight_terms(bound.rule, section, site, read, backend)
     scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
@@ -119,7 +120,7 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
         )
     whole = held
     if whole is None:
-        width = tensor_at(root, site.weights["W"]).shape[
+        width = weight_at(root, site.weights["W"]).shape[
             site.stored.get("W", ROLES[site.role].ports["W"].axes).index("d_out")
         ]
         whole = torch.zeros(width, dtype=bias.dtype, device=bias.device)
@@ -149,7 +150,7 @@ def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
             vars(module).pop(name, None)
         if path in engine.plain:
             module.__class__ = engine.plain[path]
-    given = {path: tensor_at(root, original_path(path)) for path in plan.trained}
+    given = {path: weight_at(root, original_path(path)) for path in plan.trained}
     put_weights(made, {**given, **(weights or {})})
     return made
 
