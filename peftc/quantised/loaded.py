@@ -6,7 +6,10 @@ storage of the module it came from.
 
 from __future__ import annotations
 
+import copy
+import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +18,8 @@ from torch import Tensor, nn
 
 from peftc.errors import QuantiseError
 from peftc.lang import COMPUTE, Packing
-from peftc.quantised.formats import Blocks, bits_of, bitsandbytes, dynamic_map, kernels_of, numbers_of
-from peftc.quantised.weight import HOME, QUANTISED, QuantisedWeight, hold
-
-CODES_PER_BYTE = 2
-
+from peftc.quantised.formats import Blocks, Rows, bits_of, bitsandbytes, dynamic_map, kernels_of, numbers_of
+from peftc.quantised.weight import QuantisedWeight, hold
 
 @dataclass(frozen=True)
 class Origin:
@@ -100,8 +100,6 @@ def reordered(codes: Tensor, state: Any) -> Tensor:
 
     Its scales were rounded to half precision then, and are taken as they are.
     """
-    import copy
-
     unnested = copy.copy(state)
     unnested.original_nested = False
     found, _ = bitsandbytes()._convert_weight_packed_for_cpu_inverse(codes, unnested)  # noqa: SLF001 - has no other name
@@ -139,16 +137,16 @@ def origin_of(module: nn.Module, told: dict[str, Any]) -> Origin:
     return Origin(type(module), told, beside)
 
 
-def as_loaded(module: nn.Linear, codes: Tensor, statistics: dict[str, Tensor]) -> nn.Module:
+def as_loaded(
+    module: Any, held: QuantisedWeight, codes: Tensor, statistics: Mapping[str, Tensor]
+) -> nn.Module:
     """The module that another was taken over from, made again with these codes."""
-    library: Any = sys.modules["bitsandbytes"]
-    held = module.get_submodule(f"{HOME}.{QUANTISED}.weight")
-    assert isinstance(held, QuantisedWeight)
-    origin: Origin = held.origin
+    library, origin = importlib.import_module("bitsandbytes"), held.origin
+    assert isinstance(origin, Origin)
     made: Any = origin.kind(
         module.in_features, module.out_features, bias=module.bias is not None, device="meta", **origin.settings
     )
-    if held.packing.format == "int8":
+    if isinstance(kernels_of(held.packing), Rows):
         scales = numbers_of(statistics["scales"])
         made.weight = library.nn.Int8Params(codes, requires_grad=False, CB=codes, SCB=scales)
     else:
@@ -156,11 +154,12 @@ def as_loaded(module: nn.Linear, codes: Tensor, statistics: dict[str, Tensor]) -
     made.bias = module.bias
     made.training = module.training
     vars(made).update(origin.beside)
-    return made  # type: ignore[no-any-return]
+    module_again: nn.Module = made
+    return module_again
 
 
 def packed_parameter(
-    library: Any, owner: Any, held: QuantisedWeight, codes: Tensor, statistics: dict[str, Tensor]
+    library: Any, owner: Any, held: QuantisedWeight, codes: Tensor, statistics: Mapping[str, Tensor]
 ) -> Any:
     """bitsandbytes' own parameter for codes in blocks."""
     functions, settings = library.functional, held.packing.settings

@@ -6,7 +6,7 @@ counted as a model's tensors are, and no copy of the weight in its first format 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +66,13 @@ class QuantisedWeight(nn.Module):
 
     def read(self, codes: Tensor) -> Tensor:
         """The weight as the model has it, in its number format."""
-        held = [self.get_buffer(name) for name in self.statistics]
-        weight: Tensor = operators.dequantise(codes, held, list(self.shape), self.packing.text, self.like.dtype)
+        return self.read_from(codes, [self.get_buffer(name) for name in self.statistics])
+
+    def read_from(self, codes: Tensor, statistics: Sequence[Tensor]) -> Tensor:
+        """The same, of other codes and statistics."""
+        weight: Tensor = operators.dequantise(
+            codes, list(statistics), list(self.shape), self.packing.text, self.like.dtype
+        )
         return weight.t() if self.turned else weight
 
     def repacked(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -112,9 +117,13 @@ def weight_at(root: nn.Module, path: str) -> Tensor:
     return tensor if held is None else held.read(tensor)
 
 
-def unpacked(root: nn.Module) -> dict[str, Tensor]:
-    """Path → the weight itself, of every quantised weight."""
-    return {path: held.read(root.get_parameter(path)) for path, held in quantised_in(root).items()}
+def unpacked(root: nn.Module, besides: Collection[str] = ()) -> dict[str, Tensor]:
+    """Path → the weight itself, of every quantised weight besides some."""
+    return {
+        path: held.read(root.get_parameter(path))
+        for path, held in quantised_in(root).items()
+        if path not in besides
+    }
 
 
 def quantise(root: nn.Module, path: str, packing: Packing, *, turned: bool = False) -> None:

@@ -66,14 +66,27 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 LOADED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
-"""What transformers notes of a model that it loaded quantised; it would refuse to cast, move or train what has it."""
+"""What transformers notes of a model that it loaded quantised: it would refuse to cast, move or train such a model."""
+NOTED = "_peftc_loaded"  # where these notes are meanwhile
 
 
 def forget_loading(copied: nn.Module) -> None:
-    """Take off what says that a loader's modules are in a model, if none of them is any more."""
+    """Take off what says that a loader's modules are in a model: none of them is any more."""
     for module in copied.modules():
-        for name in LOADED:
-            vars(module).pop(name, None)
+        if noted := {name: vars(module).pop(name) for name in LOADED if name in vars(module)}:
+            object.__setattr__(module, NOTED, noted)
+
+
+def remember_loading(made: nn.Module, *, quantised: bool) -> None:
+    """Put it back where a loader's modules are in a model again; else take it out of its config too."""
+    for module in made.modules():
+        noted = vars(module).pop(NOTED, None)
+        if noted is None:
+            continue
+        if quantised:
+            vars(module).update(noted)
+        elif hasattr(config := getattr(module, "config", None), "quantization_config"):
+            del config.quantization_config
 
 
 def pack(copied: nn.Module, plan: Plan) -> None:

@@ -14,9 +14,10 @@ from peftc.graphs import operations
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, Plan
-from peftc.quantised import weight_at
+from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
 from peftc.rewrite.eager import EagerBackend, weight_terms
 from peftc.rewrite.rewriting import original_path
+from peftc.runtime.build import remember_loading
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
 from peftc.runtime.starting import wide
@@ -129,19 +130,34 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
     return operations.put_channels(whole, bias.detach(), site.rows)
 
 
-def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def plain_model(
+    root: nn.Module, weights: Mapping[str, Tensor] | None = None, *, requantise: bool = False
+) -> nn.Module:
     """A model of the original class, without adapters, over the compiled module's storage.
 
     Args:
         root: a compiled module.
         weights: path → what stands there instead. Without, it is the model as it came.
+        requantise: whether modules that came quantised are so again; else weights in fewer bits are unpacked.
+
+    Raises:
+        MergeError: `requantise`, but a rule quantised a weight of a module that came as it was.
     """
     engine: Engine = root._peftc  # type: ignore[assignment]  # noqa: SLF001 - of the class that this stage makes
-    plan = engine.plan
+    plan, held = engine.plan, quantised_in(root)
+    if requantise and (own := [path for path, each in held.items() if each.origin is None]):
+        raise MergeError(
+            f"{own[0]} came as it was and cannot be given back quantised" if held else "nothing is quantised",
+            hint="save the merged model and load it quantised",
+        )
     memo: dict[int, object] = {id(engine): None}
     for parameter in root.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     made = copy_of(root, memo)
+    given = {path: weight_at(root, original_path(path)) for path in plan.trained} | dict(weights or {})
+    came = quantised_in(made)
+    if not requantise:
+        given = unpacked(made, given) | given
     for path, module in list(made.named_modules()):
         for name in (HOME, CONSTANTS):
             if name in module._modules and HOME not in path.split("."):  # noqa: SLF001 - nn.Module has no other way
@@ -150,9 +166,24 @@ def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
             vars(module).pop(name, None)
         if path in engine.plain:
             module.__class__ = engine.plain[path]
-    given = {path: weight_at(root, original_path(path)) for path in plan.trained}
-    put_weights(made, {**given, **(weights or {})})
+    remember_loading(made, quantised=requantise)
+    if requantise:
+        put_back(made, came, given)
+    put_weights(made, given)
     return made
+
+
+def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[str, Tensor]) -> None:
+    """Put modules that came quantised in their places again, with what is `given` for their weights, taking it out."""
+    for path, held in came.items():
+        owner_path = path.rpartition(".")[0]
+        owner = model.get_submodule(owner_path)
+        codes = model.get_parameter(path).detach()
+        statistics = {name: held.get_buffer(name) for name in held.statistics}
+        if path in given:
+            codes, statistics = held.repacked(given.pop(path))
+        around, _, name = owner_path.rpartition(".")
+        setattr(model.get_submodule(around), name, as_loaded(owner, held, codes, statistics))
 
 
 def copy_of(root: nn.Module, memo: dict[int, object]) -> nn.Module:
