@@ -1,8 +1,9 @@
 """The compiled module: programs by call signature, adapters on and off, and names that PEFT users know."""
 
-from peftc.runtime.build import build, pack, twin
+from peftc.runtime.build import build
 from peftc.runtime.compilation import Look, capture_example, carry_out, look, start_from
 from peftc.runtime.compiled import CompiledModule
+from peftc.runtime.twin import pack, twin
 
 __all__ = [
     "CompiledModule",

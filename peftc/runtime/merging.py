@@ -17,10 +17,10 @@ from peftc.match.plan import HOME, Application, Plan
 from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
 from peftc.rewrite.eager import EagerBackend, weight_terms
 from peftc.rewrite.rewriting import original_path
-from peftc.runtime.build import remember_loading
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
 from peftc.runtime.starting import wide
+from peftc.runtime.twin import remember_loading
 
 Weights = dict[str, Tensor]
 """Path → tensor, as the plain model would have it."""
