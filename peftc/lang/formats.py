@@ -22,7 +22,8 @@ COMPUTE = ("input", "float32", "float16", "bfloat16")
 class Format:
     """One word of the vocabulary.
 
-    `bits` gives the bits that a number takes, with all that is kept beside the numbers, from the settings.
+    `bits` gives the bits that a number takes, with all that is kept beside the numbers, from the settings. `note` is
+    what a person should know of weights that came so.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Format:
     bits: Callable[[Mapping[str, Constant]], float]
     runs: str
     paper: str = ""
+    note: str = ""
 
     @property
     def call(self) -> str:
@@ -133,11 +135,12 @@ for _format in (
     Format(
         "int8",
         "Whole numbers from -127 to 127, times the largest of the row. What is multiplied by the weight is not "
-        "rounded.",
+        "rounded, as it is by LLM.int8() in evaluation.",
         MappingProxyType({}),
         _bits_of_rows,
         "peftc.quantised.formats.Rows",
         paper="https://arxiv.org/abs/2208.07339",
+        note="what is multiplied by them is not rounded, and so no outlier is set apart",
     ),
 ):
     register_format(_format)

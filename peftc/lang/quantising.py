@@ -112,9 +112,12 @@ def _check_compute(rule: Rule, place: Place, told: Quantise, used: set[str]) -> 
         return
     option = rule.options.get(told.compute)
     names = (told.compute,) if option is None else option.choices
+    hint = f"there is: {', '.join(COMPUTE)}; or an option with some of them as choices"
     if option is not None:
         used.add(told.compute)
-    for name in names or ("anything",):
+        if not names:
+            message = f"the option {told.compute!r} has no choices, and products are not computed in just anything"
+            raise fault("R073", place, message, hint=hint)
+    for name in names:
         if name not in COMPUTE:
-            message = f"products cannot be computed in {name!r}"
-            raise fault("R073", place, message, hint=f"there is: {', '.join(COMPUTE)}; or an option that is one")
+            raise fault("R073", place, f"products cannot be computed in {name!r}", hint=hint)

@@ -8,7 +8,7 @@ from torch import nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Packing, Section, packing_of, packing_problem
+from peftc.lang import FORMATS, Bound, Packing, Section, packing_of, packing_problem
 from peftc.match.plan import Application
 from peftc.quantised import QuantisedWeight, quantised_in
 
@@ -91,7 +91,8 @@ def of_quantised(
         count = sum(sizes[path] for path in paths)
         size = f"{len(paths)} weights, {count:,} numbers in {megabytes(count * packing.bits)}"
         if rule == "came":
-            yield f"{size}, came in {packing} and stay so"
+            note = FORMATS[packing.format].note
+            yield f"{size}, came in {packing} and stay so{f'; {note}' if note else ''}"
         else:
             yield f"{rule} keeps {size} ({packing}, {packing.bits:.2f} bits each); they cannot be trained"
 

@@ -7,6 +7,7 @@ of their bits: so nothing that casts a model's floating-point tensors can round 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -58,6 +59,10 @@ def numbers_of(bits: Tensor) -> Tensor:
 @cache
 def bitsandbytes() -> Any:
     """bitsandbytes' functions."""
+    # At its import it says that a kernel is missing which is never called here.
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
@@ -66,6 +71,8 @@ def bitsandbytes() -> Any:
             detail=(str(error),),
             hint='pip install "peftc[quant]"',
         ) from error
+    finally:
+        logger.setLevel(before)
 
 
 @cache

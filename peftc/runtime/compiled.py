@@ -81,7 +81,7 @@ class CompiledModule(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the module computes what the original model does.
+        """Inside, the module computes what the original model does, its weights in as few bits as rules keep them in.
 
         Bit for bit, but for what a spelling recognises within rounding (docs/spellings.md): attention that the
         model writes out as a softmax, where a query that may see no key at all gets a finite value; products with

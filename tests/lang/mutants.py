@@ -129,6 +129,9 @@ def surface(rule: Rule) -> str:
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
             for name, made in sorted(section.parameters.items())
         ]
+        for port, kept in sorted(section.quantise.items()):
+            lines.append(f"    quantise {port}: {kept.format}, products in {kept.compute}")
+            lines += [f"      {key} = {value!r}" for key, value in sorted(kept.settings.items())]
         lines += [
             f"    loss {name}: {term.weight} times the {term.reduce}"
             for name, term in sorted(section.loss.items())
