@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -131,9 +132,19 @@ class Blocks:
         # The kernels know three number formats; what is wanted in another is rounded from the widest of them.
         known = dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
         weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
-            codes, self.scales(statistics), self.blocksize, self.name, list(shape), known
+            codes, self.scales(statistics), self.blocksize, self.name, self.as_rows(shape), known
         )
-        return weight.to(dtype)
+        count = math.prod(shape)
+        return weight.reshape(-1)[:count].view(list(shape)).to(dtype)
+
+    def as_rows(self, shape: Sequence[int]) -> list[int]:
+        """The numbers of a weight as rows of a block each, or as one row where the last block is short.
+
+        A weight's own rows would not do: on CPUs with AVX512, bitsandbytes begins a new block with each, though blocks
+        go on from row to row. And it has a quick kernel for even numbers of numbers alone; codes come in pairs.
+        """
+        count = math.prod(shape)
+        return [1, count + count % 2] if count % self.blocksize else [count // self.blocksize, self.blocksize]
 
 
 class Rows:
