@@ -44,26 +44,19 @@ def test_the_tables_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("packing", BLOCKS, ids=lambda packing: packing.text)
-@pytest.mark.parametrize("shape", [(24, 40), (7, 31), (24, 96), (12, 160), (3, 16)])
+@pytest.mark.parametrize("shape", [(24, 40), (7, 31), (24, 96), (12, 160), (3, 16), (96, 192)])
 def test_blocks_are_the_nearest_values(packing: Packing, shape: tuple[int, int]) -> None:
-    """Also where rows are no whole number of blocks, where bitsandbytes' own kernel for CPUs mixes blocks up."""
+    """Also where rows are no whole number of blocks, where bitsandbytes' own kernel for CPUs mixes blocks up.
+
+    Of quantised scales, a few lie in the middle of two values: which is nearer is rounding, and a step is small.
+    """
     held = weight(*shape)
     size, double = int(packing.settings["blocksize"]), bool(packing.settings["double"])
-    want = by_hand.blocks(held, VALUES[packing.format], size, double=double)
-    assert torch.allclose(left(packing, held), want, atol=1e-6)
-    assert (left(packing, held) - held).abs().max() > 0.05
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_scales_are_at_most_a_step_off(name: str) -> None:
-    """Of many, some lie in the middle of two of the 256 values, which is nearer is rounding."""
-    held = weight(96, 192)
-    got, want = (
-        left(Packing(name, {"blocksize": 32, "double": True}), held),
-        by_hand.blocks(held, VALUES[name], 32),
-    )
-    assert ((got - want).abs() > 1e-6).float().mean() <= 0.01
+    got, want = left(packing, held), by_hand.blocks(held, VALUES[packing.format], size, double=double)
+    differs = (got - want).abs() > 1e-6
     assert (got - want).abs().max() <= 0.02 * held.abs().max()
+    assert int(differs.sum()) <= (2 * size if double else 0)
+    assert (got - held).abs().max() > 0.05
 
 
 def test_rows_are_the_nearest_steps() -> None:
