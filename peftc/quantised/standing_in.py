@@ -14,9 +14,9 @@ from peftc.quantised.weight import QuantisedWeight, quantised_in
 class StandIn(nn.Linear):
     """In a trace, the owner of a quantised weight: takes its input in any number format, as the operators do."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the class in whose place it stands has it
         """x Wᵀ + b."""
-        product: Tensor = torch.ops.peftc.linear(x, self.weight, self.bias)
+        product: Tensor = torch.ops.peftc.linear(input, self.weight, self.bias)
         return product
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.quantised import quantised_in
 from peftc.quantised.weight import home
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
@@ -130,13 +131,14 @@ def nearest(root: nn.Module, path: str) -> Tensor:
 
 
 def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:
-    """Turn the root, its blocks and every module on the way to a site into generated subclasses."""
+    """Turn the root, its blocks and every module on the way to a site or a quantised weight into generated subclasses."""
     paths = {""} | set(engine.blocks)
     for path, module in root.named_modules():
         if path not in paths:
             warn_of_hooks(module, path)
-    for application in plan.applications:
-        parts = application.site.path.split(".")
+    owners = [path.rpartition(".")[0] for path in quantised_in(root)]
+    for owner in (*owners, *(application.site.path for application in plan.applications)):
+        parts = owner.split(".")
         paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
     for path in paths:
         try:

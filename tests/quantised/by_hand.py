@@ -43,7 +43,7 @@ def rounded_blocks(x: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor
     parts, scales = [], []
     for part in flat.split(size):
         largest = part.abs().max()
-        parts.append(nearest(part / largest, values) if largest > 0 else torch.zeros_like(part))
+        parts.append(nearest(part * (1 / largest), values) if largest > 0 else torch.zeros_like(part))
         scales.append(largest)
     return torch.cat(parts), torch.stack(scales)
 
