@@ -59,11 +59,13 @@ def language() -> str:
         "they need to go on is in `compiled.schedules.state_dict()`.",
         table(("policy", "parameters", "settings", "meaning"), (_policy(name) for name in sorted(POLICIES))),
         "## Number formats",
-        "What a `quantise` can name. Weights are packed and unpacked by bitsandbytes (`pip install \"peftc[quant]\"`). "
+        'What a `quantise` can name. Weights are packed and unpacked by bitsandbytes (`pip install "peftc[quant]"`). '
         "Products read packed weights, and unpack them once more for the gradient of what was multiplied; any other "
         "expression that reads one gets it unpacked. An adapter beside them is saved alone: the same backbone is "
         "packed into the same bits again.",
-        table(("format", "settings", "bits a number", "meaning"), (_format(name) for name in sorted(FORMATS))),
+        table(
+            ("format", "settings", "bits a number", "meaning"), (_format(name) for name in sorted(FORMATS))
+        ),
         "## Initial laws",
         table(("law", "settings", "axes at least", "meaning"), (_law(name) for name in sorted(LAWS))),
         "## Limits",

@@ -186,7 +186,9 @@ class _SectionCheck:
                 has = "has" if len(match.role) == 1 else "have"
                 message = f"{' and '.join(match.role)} {has} no part {part!r}"
                 raise fault("R024", self._place("match", "part"), message, hint=instead(part, words))
-        if not (self.section.rewrite or self.section.train or (self.section.quantise and not self.section.merge)):
+        if not (
+            self.section.rewrite or self.section.train or (self.section.quantise and not self.section.merge)
+        ):
             key = "merge" if self.section.merge else "match"
             code = "R041" if self.section.merge else "R044"
             message = (

@@ -13,7 +13,10 @@ from peftc.lang.operations import Setting, setting_problem
 from peftc.lang.roles import ROLES
 from peftc.lang.source import Place
 
-MATRIX = ("d_out", "d_in")  # the axes of a weight that products read; a table of rows is gathered from instead
+MATRIX = (
+    "d_out",
+    "d_in",
+)  # the axes of a weight that products read; a table of rows is gathered from instead
 
 
 def check_quantise(rule: Rule, section: Section) -> set[str]:
@@ -26,7 +29,9 @@ def check_quantise(rule: Rule, section: Section) -> set[str]:
         formats = _formats(rule, place, told, used)
         for known in formats:
             _check_settings(rule, place, known, told)
-        used |= {value for value in told.settings.values() if isinstance(value, str) and value in rule.options}
+        used |= {
+            value for value in told.settings.values() if isinstance(value, str) and value in rule.options
+        }
         _check_compute(rule, place, told, used)
     return used
 
@@ -116,7 +121,9 @@ def _check_compute(rule: Rule, place: Place, told: Quantise, used: set[str]) -> 
     if option is not None:
         used.add(told.compute)
         if not names:
-            message = f"the option {told.compute!r} has no choices, and products are not computed in just anything"
+            message = (
+                f"the option {told.compute!r} has no choices, and products are not computed in just anything"
+            )
             raise fault("R073", place, message, hint=hint)
     for name in names:
         if name not in COMPUTE:

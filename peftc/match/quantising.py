@@ -57,7 +57,7 @@ class Quantising:
                 if (each.rule, each.section) != by:
                     others[each.site.weights[port]] = each.rule
         for port in section.train:
-            path = site.weights.get(port)
+            path = site.weights.get(port, "")
             if path in self.came:
                 return f"its {port} came in {self.came[path].packing.text} and cannot be trained"
             if path in kept:

@@ -31,7 +31,9 @@ class Kernels(Protocol):
     def pack(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Codes and statistics of a weight [d_out d_in]."""
 
-    def unpack(self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def unpack(
+        self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
         """The weight [d_out d_in] of its codes and statistics."""
 
 
@@ -127,7 +129,9 @@ class Blocks:
         )
         return found + numbers_of(offset)
 
-    def unpack(self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def unpack(
+        self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
         """See `Kernels`."""
         # The kernels know three number formats; what is wanted in another is rounded from the widest of them.
         known = dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float32
@@ -161,7 +165,9 @@ class Rows:
         codes, scales, _ = self.functions.int8_vectorwise_quant(weight.contiguous().to(torch.float16))
         return codes, {"scales": bits_of(scales)}
 
-    def unpack(self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def unpack(
+        self, codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
         """See `Kernels`."""
         scales = numbers_of(statistics[0]).mul(1.0 / self.LARGEST).unsqueeze(1)
         return codes.reshape(list(shape)).to(dtype).mul_(scales)

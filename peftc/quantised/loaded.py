@@ -21,6 +21,7 @@ from peftc.lang import COMPUTE, Packing
 from peftc.quantised.formats import Blocks, Rows, bits_of, bitsandbytes, dynamic_map, kernels_of, numbers_of
 from peftc.quantised.weight import QuantisedWeight, hold
 
+
 @dataclass(frozen=True)
 class Origin:
     """What a module that came quantised was: its class, and what that is told when it is made."""
@@ -54,7 +55,8 @@ def plain(module: Any, codes: Tensor, held: QuantisedWeight) -> nn.Module:
     """A linear module with these codes."""
     made = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     made.weight = nn.Parameter(codes, requires_grad=False)
-    made.bias = None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
+    if module.bias is not None:
+        made.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
     made.training = module.training
     hold(made, "weight", held)
     return made
@@ -71,10 +73,13 @@ def four_bits(module: Any) -> tuple[Tensor, QuantisedWeight]:
     state, codes = module.weight.quant_state, bare(module.weight)
     if state is None:
         raise QuantiseError(
-            f"a {type(module).__name__} has a weight that is not quantised yet", hint="move the model to its device"
+            f"a {type(module).__name__} has a weight that is not quantised yet",
+            hint="move the model to its device",
         )
     dtype = state.dtype
-    compute = dtype_name(module.compute_dtype) if module.compute_type_is_set and module.compute_dtype else "input"
+    compute = (
+        dtype_name(module.compute_dtype) if module.compute_type_is_set and module.compute_dtype else "input"
+    )
     if getattr(state, "packing_format_for_cpu", False):
         dtype, nested = state.original_dtype, False
         codes, statistics = reordered(codes, state), {"scales": bits_of(state.absmax.T.reshape(-1))}
@@ -82,17 +87,21 @@ def four_bits(module: Any) -> tuple[Tensor, QuantisedWeight]:
         nested = state.nested
         if nested:
             refuse_unknown_scales(state.state2)
-        packing = Packing(state.quant_type, {"blocksize": state.blocksize, "double": nested})
-        kernels = kernels_of(packing)
-        assert isinstance(kernels, Blocks)
+        kernels = Blocks(state.quant_type, {"blocksize": state.blocksize, "double": nested})
         codes, statistics = codes.view(torch.uint8).reshape(-1, 1), kernels.statistics_of(state)
     packing = Packing(
         state.quant_type,
         {"blocksize": int(state.blocksize), "double": nested},
         compute if compute in COMPUTE else "input",
     )
-    told = {"compute_dtype": module.compute_dtype, "quant_type": state.quant_type, "compress_statistics": nested}
-    return codes, QuantisedWeight(packing, tuple(state.shape), statistics, dtype, origin=origin_of(module, told))
+    told = {
+        "compute_dtype": module.compute_dtype,
+        "quant_type": state.quant_type,
+        "compress_statistics": nested,
+    }
+    return codes, QuantisedWeight(
+        packing, tuple(state.shape), statistics, dtype, origin=origin_of(module, told)
+    )
 
 
 def reordered(codes: Tensor, state: Any) -> Tensor:
@@ -128,12 +137,16 @@ def eight_bits(module: Any, dtype: torch.dtype) -> tuple[Tensor, QuantisedWeight
         )
     told = {"has_fp16_weights": False, "threshold": module.state.threshold}
     statistics = {"scales": bits_of(scales)}
-    return codes, QuantisedWeight(Packing("int8"), tuple(codes.shape), statistics, dtype, origin=origin_of(module, told))
+    return codes, QuantisedWeight(
+        Packing("int8"), tuple(codes.shape), statistics, dtype, origin=origin_of(module, told)
+    )
 
 
 def origin_of(module: nn.Module, told: dict[str, Any]) -> Origin:
     """What a module was."""
-    beside = {name: value for name, value in vars(module).items() if name in ("source_cls", "_is_hf_initialized")}
+    beside = {
+        name: value for name, value in vars(module).items() if name in ("source_cls", "_is_hf_initialized")
+    }
     return Origin(type(module), told, beside)
 
 
@@ -144,7 +157,11 @@ def as_loaded(
     library, origin = importlib.import_module("bitsandbytes"), held.origin
     assert isinstance(origin, Origin)
     made: Any = origin.kind(
-        module.in_features, module.out_features, bias=module.bias is not None, device="meta", **origin.settings
+        module.in_features,
+        module.out_features,
+        bias=module.bias is not None,
+        device="meta",
+        **origin.settings,
     )
     if isinstance(kernels_of(held.packing), Rows):
         scales = numbers_of(statistics["scales"])

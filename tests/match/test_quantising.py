@@ -31,11 +31,15 @@ def test_every_linear_map_but_the_head_and_a_router() -> None:
     assert plan.trainable_count == 0
     assert plan.total_count == sum(p.numel() for p in small().parameters())
     (note,) = plan.notes
-    assert note.startswith("nf4 keeps 7 weights, 4,608 numbers in 0.0 MB (nf4 blocksize=64 double=true, 4.13 bits")
+    assert note.startswith(
+        "nf4 keeps 7 weights, 4,608 numbers in 0.0 MB (nf4 blocksize=64 double=true, 4.13 bits"
+    )
 
 
 def test_a_head_that_is_tied_to_a_table_is_left_alone() -> None:
-    with pytest.raises(NoMatchError, match="tied to model.embed_tokens:embedding, which reads it row by row"):
+    with pytest.raises(
+        NoMatchError, match=r"tied to model.embed_tokens:embedding, which reads it row by row"
+    ):
         peftc.plan(small(), "nf4:head")
     untied = small(tie_word_embeddings=False)
     assert list(peftc.plan(untied, "nf4:head").quantised) == ["lm_head.weight"]
@@ -46,7 +50,9 @@ def test_parts_of_one_matrix_are_kept_together_or_not_at_all() -> None:
     assert len(plan.quantised) == 2 * 4
     assert {turned for _, turned in plan.quantised.values()} == {True}
     assert sum(each.rule == "nf4" for each in plan.applications) == 2 * 6
-    with pytest.raises(NoMatchError, match=r"its W also holds transformer.h.0.attn.c_attn:k, which is not chosen"):
+    with pytest.raises(
+        NoMatchError, match=r"its W also holds transformer.h.0.attn.c_attn:k, which is not chosen"
+    ):
         peftc.plan(conv(), "nf4:q")
 
 
@@ -75,7 +81,7 @@ def test_a_weight_is_packed_once() -> None:
 
 
 def test_a_setting_between_those_allowed_is_refused() -> None:
-    with pytest.raises(MatchError, match="blocksize of nf4 must be one of 32, 64, .*, not 100"):
+    with pytest.raises(MatchError, match=r"blocksize of nf4 must be one of 32, 64, .*, not 100"):
         peftc.plan(small(), "nf4(blocksize=100)")
 
 

