@@ -26,7 +26,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"n_group|num_expert_group|topk_group|n_shared_experts|num_shared_experts", 1),
     (r"n_groups", 2),
     (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|ffn_hidden_size|n_inner|inner_dim|feed_forward_size|d_inner|ff_dim)(_mlp)?", 48),
-    (r"hidden_size|d_model|n_embd|dim|model_dim|hidden_dim|d_embed|(\w+_)?hidden_size(_global)?|projection_dim|out_features", WIDTH),
+    (r"d_model|n_embd|dim|model_dim|hidden_dim|d_embed|(\w+_)?hidden_size(_global)?|projection_dim|out_features", WIDTH),
     (r"intra_bottleneck_size|upsample_groups|adapter_(in|out|input)_(dim|size)", WIDTH),
     (r"image_size|img_size|input_size", PIXELS),
     (r"patch_size", 8),
