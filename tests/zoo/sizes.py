@@ -13,7 +13,7 @@ SIZES: tuple[tuple[str, Any], ...] = (
     (r"(.*_)?vocab_size(_\w+)?|entity_vocab_size|num_words|encoder_hash_byte_group_vocab", WORDS),
     (r"(text_)?type_vocab_size", 2),
     (r"embedding_size|word_embed_proj_dim|emb_dim|embed_dim|embeddings_size|embed_dims?", WIDTH),
-    (r"(\w+_)?num_(key_value|kv)_heads|multi_query_group_num|n_head_kv|decoder_kv_heads|num_query_groups", 2),
+    (r"(swa_)?num_(key_value|kv)_heads|multi_query_group_num|n_head_kv|decoder_kv_heads|num_query_groups", 2),
     (r"(\w+_)?(num_(attention_)?heads|n_heads?|attention_heads|nhead)|n_mamba_heads", HEADS),
     (r"((global|swa|v|qk_nope)_)?head_dim|global_head_dim|d_kv|attention_head_size|kv_channels|key_size", WIDTH // HEADS),
     (r"qk_rope_head_dim", WIDTH // HEADS),
@@ -90,6 +90,7 @@ DRAWS = {
     "layerdrop": 0.0,
     "encoder_layerdrop": 0.0,
     "decoder_layerdrop": 0.0,
+    "speech_encoder_layerdrop": 0.0,
 }
 """What models draw from numpy or branch on by chance in training, none of which a graph can hold."""
 
