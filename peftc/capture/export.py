@@ -87,8 +87,8 @@ def trace(
             try:
                 exported = attempt(root, arguments, limit, tracing)
             except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
-                failure = failure or error
                 if not tracing.has_another_way(error):
+                    failure = failure or error
                     break
             else:
                 if tracing.all_rows:
