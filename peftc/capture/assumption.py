@@ -29,11 +29,11 @@ def check_rows(
     """
     drawn = pytree.tree_map_only(Tensor, numbers_like, dict(inputs))
     buffers = {buffer: buffer.clone() for buffer in root.buffers()}
-    devices = {tensor.device.index for tensor in root.parameters() if tensor.is_cuda}
+    devices = {tensor.get_device() for tensor in root.parameters() if tensor.is_cuda}
     program = exported.module(check_guards=False)
     results = []
     try:
-        with torch.no_grad(), torch.random.fork_rng([index for index in devices if index is not None]):
+        with torch.no_grad(), torch.random.fork_rng(devices):
             for module, given in ((root, {**arguments, **drawn}), (program, drawn)):
                 torch.manual_seed(0)
                 results.append(pytree.tree_leaves(module(**copy.deepcopy(given))))

@@ -20,7 +20,7 @@ from peftc.capture.assumption import check_rows
 from peftc.capture.graph_reader import GraphReader
 from peftc.capture.silence import quiet, unlogged
 from peftc.capture.size_reader import size_conditions
-from peftc.capture.tracing import Tracing, modules_kept
+from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
 
@@ -109,7 +109,12 @@ def attempt(
     with warnings.catch_warnings():
         # export warns about its own internals, and logs whole graphs; users can do nothing there
         warnings.simplefilter("ignore")
-        with unlogged(), modules_kept(), constants_baked_in(root, arguments, tracing) as inputs:
+        with (
+            unlogged(),
+            modules_kept(),
+            seeds_refused(),
+            constants_baked_in(root, arguments, tracing) as inputs,
+        ):
             return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
 
 

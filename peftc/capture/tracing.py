@@ -45,7 +45,7 @@ class Tracing(TorchFunctionMode):
     def __enter__(self) -> Tracing:
         """Begin a trace."""
         self.asked, self.current = 0, None
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @property
@@ -148,8 +148,9 @@ def asks(func: Any, args: Sequence[Any]) -> bool:
 
 def of_sizes(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether a division is one of a size by a number, without a remainder."""
-    sizes = len(args) == 2 and all(isinstance(arg, (int, SymInt)) for arg in args)
-    return sizes and isinstance(args[0], SymInt) and kwargs.get("rounding_mode") in ("trunc", "floor")
+    sizes = [arg for arg in args if isinstance(arg, (int, SymInt))]
+    whole = kwargs.get("rounding_mode") in ("trunc", "floor")
+    return whole and len(sizes) == len(args) == 2 and isinstance(args[0], SymInt)
 
 
 def is_row_of_flags(args: Sequence[Any]) -> bool:
@@ -157,13 +158,13 @@ def is_row_of_flags(args: Sequence[Any]) -> bool:
     tensor = args[0]
     if not isinstance(tensor, Tensor) or tensor.dim() != 1:
         return False
-    size = tensor.shape[0]
+    size: Any = tensor.shape[0]  # a symbol where a trace keeps it general
     return isinstance(size, int) and size <= MOST_ROWS
 
 
 def is_unknown(tensor: Tensor) -> bool:
     """Whether only data tells how many elements a tensor has."""
-    count = tensor.shape[0] if tensor.dim() == 1 else 0
+    count: Any = tensor.shape[0] if tensor.dim() == 1 else 0
     return isinstance(count, SymInt) and count.node.hint is None
 
 
@@ -177,11 +178,28 @@ def modules_kept() -> Iterator[None]:
             return module
         return convert(module, *args, **kwargs)
 
-    nn.Module.to = to  # type: ignore[method-assign]
+    nn.Module.to = to  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         nn.Module.to = convert  # type: ignore[method-assign]
+
+
+@contextmanager
+def seeds_refused() -> Iterator[None]:
+    """A forward that sets torch's seed in this thread is an error: a graph would draw other numbers than it."""
+    thread, seed = threading.get_ident(), torch.manual_seed
+
+    def manual_seed(number: int) -> torch.Generator:
+        if threading.get_ident() == thread:
+            raise CaptureError("it sets torch's seed, which no graph can hold")
+        return seed(number)
+
+    torch.manual_seed = manual_seed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.manual_seed = seed
 
 
 def is_already(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
