@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from torch import fx
 
-from peftc.lang.roles import OTHER
+from peftc.lang.roles import OTHER, ROLES
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Site:
         scope: "encoder", "decoder", "cross", or "".
         stored: weight port to the order in which its axes are stored, where that is not the role's own.
         evidence: one line that says what in the data flow gave the role.
+        refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
+        stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
     """
 
     role: str
@@ -37,6 +40,13 @@ class Site:
     scope: str = ""
     evidence: str = ""
     stored: Mapping[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
+    stack: str = ""
+    refolded: bool = False
+
+    def axes(self, port: str) -> tuple[str, ...]:
+        """The axes of a weight port in the order in which they are stored, in the words of the role."""
+        own = ROLES[self.role].ports[port].axes
+        return tuple(self.stored.get(port, (self.stack, *own) if self.stack else own))
 
     @property
     def id(self) -> str:
@@ -64,8 +74,39 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A use that is a convolution: x and y are held [batch channels places…], and x stands for what it reads of them.
+
+    `call` is the convolution, whose other arguments say how it goes over its input.
+    """
+
+    call: fx.Node
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A use of a stack of matrices whose rows [rows … d] find their matrices in some way.
+
+    Attributes:
+        kind: "sorted" where the rows of a matrix follow one another, "numbered" where each has a number, "batched"
+            where the first axis of the rows is that of the matrices.
+        call: the product.
+        by: the ends of the rows of each matrix; the number of the matrix of each row; nothing.
+    """
+
+    kind: Literal["sorted", "numbered", "batched"]
+    call: fx.Node
+    by: fx.Node | None = None
+
+
+Form: TypeAlias = Convolution | Routing | None
+"""How the values of a use are held; None where they are as their ports say."""
+
+
+@dataclass(frozen=True)
 class Use:
-    """One use of a site: its ports in the graph, and the node that new nodes belong with."""
+    """One use of a site: its ports in the graph, the node that new nodes belong with, and how its values are held."""
 
     anchor: fx.Node
     ports: Mapping[str, Port] = field(hash=False)
+    form: Form = None

@@ -9,15 +9,17 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from peftc.analyse.attention import AttentionCore, attention_cores
+from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
-from peftc.analyse.site import Port, Site, Use
+from peftc.analyse.site import Convolution, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.lang.roles import CONV
 from peftc.graphs.reading import (
     argument,
     is_call,
@@ -65,6 +67,7 @@ class SiteReader:
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
         yield from self.linears()
+        yield from self.convolutions()
         for core in self.cores:
             yield self.attention(core)
         for network in self.feed_forwards:
@@ -123,6 +126,24 @@ class SiteReader:
         )
         ports = {"x": Port("operand", node, 0), "y": Port("result", node)}
         return site, Use(node, self.with_tokens(ports, "x"))
+
+    def convolutions(self) -> Iterator[tuple[Site, Use]]:
+        """Linear sites that are convolutions."""
+        for kernel in convolutions(self.graph):
+            weights = {"W": kernel.weight} | ({"b": kernel.bias} if kernel.bias else {})
+            site = Site(
+                "linear",
+                CONV,
+                self.owner(kernel.node, kernel.weight),
+                self.layer(kernel.node),
+                kernel.sizes,
+                weights,
+                evidence=kernel.said,
+                stack=GROUPS if kernel.groups > 1 else "",
+                refolded=True,
+            )
+            ports = {"x": Port("operand", kernel.node, 0), "y": Port("result", kernel.node)}
+            yield site, Use(kernel.node, ports, Convolution(kernel.node))
 
     def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
         """The ports, and what says which of the tokens of one of them are real, where the call has it."""

@@ -6,6 +6,8 @@ numbers stay those of the spelling that was captured, bit for bit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -215,3 +217,57 @@ def svd_vh(x: Tensor, count: int) -> Tensor:
 def all_tokens(x: Tensor) -> Tensor:
     """Ones [batch seq] for a value [batch seq ...]: every token is real."""
     return torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+
+
+def channels_last(x: Tensor, groups: int) -> Tensor:
+    """x [batch channels place…] as [batch place… channels]; with groups as [batch place… groups channels]."""
+    turned = x.movedim(1, -1)
+    return turned.unflatten(-1, (groups, -1)) if groups else turned
+
+
+def channels_second(x: Tensor, like: Tensor, grouped: bool) -> Tensor:
+    """The reverse of `channels_last`, laid out in memory as `like` is: what follows may ask for that."""
+    turned = (x.flatten(-2) if grouped else x).movedim(-1, 1)
+    return turned.contiguous() if like.is_contiguous() else turned
+
+
+def repeat_first(x: Tensor, count: int) -> Tensor:
+    """x so many times over, along a new first axis."""
+    return x.expand(count, *x.shape)
+
+
+def one_hot_kernels(x: Tensor, kernel: tuple[int, ...], groups: int) -> Tensor:
+    """A kernel for each number that a convolution with kernels of this shape reads, for each group of channels."""
+    each = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).unflatten(-1, kernel)
+    return each.repeat(groups, *(1 for _ in kernel))
+
+
+def rows_of_groups(x: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
+    """x [groups …] for each of some rows, of which the first ends[0] are of group 0, and so on."""
+    places = torch.arange(rows.shape[0], dtype=ends.dtype, device=ends.device)
+    return x[torch.searchsorted(ends, places, right=True).clamp(max=x.shape[0] - 1)]
+
+
+def rows_of_numbers(x: Tensor, numbers: Tensor) -> Tensor:
+    """x [groups …] for each of some rows, whose groups have these numbers."""
+    return x[numbers]
+
+
+def numbered_product(x: Tensor, matrices: Tensor, numbers: Tensor) -> Tensor:
+    """x [rows d_in] times matrices [groups d_in d_out], each row with the one of its number."""
+    return torch.bmm(x.unsqueeze(1), matrices[numbers]).squeeze(1)
+
+
+def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """x [rows d_in] times matrices [groups d_in d_out], those rows before ends[0] with the first, and so on.
+
+    The fast product asks for widths of 16 bytes: narrower ones are filled up with zeros.
+    """
+    width = 16 // x.element_size()
+    more_in, more_out = -matrices.shape[1] % width, -matrices.shape[2] % width
+    if more_in or more_out:
+        matrices = torch.nn.functional.pad(matrices, (0, more_out, 0, more_in))
+    if more_in:
+        x = torch.nn.functional.pad(x, (0, more_in))
+    made: Tensor = torch.nn.functional.grouped_mm(x, matrices, offs=ends)
+    return made[:, : made.shape[1] - more_out] if more_out else made

@@ -34,6 +34,7 @@ from peftc.lang.document import (
 from peftc.lang.expression import Expression, parse
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
+from peftc.lang.lifting import lift_problem
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
 from peftc.lang.policies import POLICIES, Policy, Target, register_policy
@@ -110,6 +111,7 @@ __all__ = [
     "flatten",
     "is_on",
     "known_words",
+    "lift_problem",
     "load_rule",
     "meet",
     "parse",

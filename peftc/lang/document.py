@@ -158,6 +158,10 @@ class Parameter(Data):
         """The names of its axes."""
         return tuple(dimension.axis for dimension in self.dimensions)
 
+    def named_in(self, stack: str) -> Axes:
+        """The names of its axes at a site that is a stack: a site's own is one for each of its matrices."""
+        return (stack, *self.named) if stack and self.share == "site" else self.named
+
     @property
     def initial(self) -> Initial:
         """The law or the expression it starts by."""

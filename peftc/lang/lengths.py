@@ -74,17 +74,26 @@ def defaults(rule: Rule) -> dict[str, Constant]:
     return {name: option.typed(option.default) for name, option in rule.options.items()}
 
 
-def proving_scope(rule: Rule, section: Section, role: Signature, options: Mapping[str, Constant]) -> Scope:
+def proving_scope(
+    rule: Rule,
+    section: Section,
+    role: Signature,
+    options: Mapping[str, Constant],
+    backend: Check | None = None,
+) -> Scope:
     """The names of a section at any site of a role: ports and sizes stand for themselves."""
     given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
     given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
     sizes = {name for p in section.parameters.values() for d in p.dimensions for name in names_of(d.size)}
     # An option that is a size stands for itself: 8 and 8 are not one length by chance.
     symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
+
+    def new_parameter(_name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
+        lengths = {d.axis: canonical(str(d.size)) for d in parameter.dimensions}
+        axes = parameter.named_in(role.stack)
+        return Term(axes, {axis: lengths.get(axis, axis) for axis in axes})
+
+    named = cast("Mapping[str, Constant]", symbols)
     return Scope(
-        rule, cast("Mapping[str, Constant]", symbols), given, Check(), _new_parameter, section=section
+        rule, named, given, backend or Check(), new_parameter, section=section, stack=role.stack
     )
-
-
-def _new_parameter(_name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
-    return Term(parameter.named, {d.axis: canonical(str(d.size)) for d in parameter.dimensions})

@@ -61,13 +61,16 @@ def _port(name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = Fa
 OTHER = "other"
 """The part of a linear site that is none of the named ones; analysis writes it as an empty part."""
 
-_LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", OTHER)
+CONV = "conv"
+"""The part of a linear site that is a convolution: a matrix times all that it reads for one place."""
+
+_LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", CONV, OTHER)
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "attention": ("q", "k", "v", "o"),
         "ffn": ("gate", "up", "down"),
-        "all-linear": tuple(part for part in _LINEAR_PARTS if part != "head"),
+        "all-linear": tuple(part for part in _LINEAR_PARTS if part not in ("head", CONV)),
     }
 )
 """Groups of parts of the role linear."""

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.lang import Bound, Rule, Section
-from peftc.lang.roles import ROLES
-from peftc.lang.scope import expressions
+from peftc.lang.roles import CONV, ROLES
+from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import names_of, size_at
 from peftc.match.plan import Application
 
@@ -38,6 +38,22 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
             if size_at(dimension.size, known) is None:
                 said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
                 return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
+    return None
+
+
+def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
+    """Why what a section does has no place at a site whose values are not held as its ports say, or None."""
+    if site.part == CONV and "x" in section.rewrite:
+        return "x is what a convolution reads for each place: it can be read, not rewritten"
+    if not site.stack and site.part != CONV:
+        return None
+    found = expressions(rule, section)
+    for name, parameter in section.parameters.items():
+        if parameter.initial.expression is None:
+            continue
+        if read := read_of_calls(site, names_behind(found, "parameters", name)):
+            what = f"a stack of {site.stack}" if site.stack else "a convolution"
+            return f"it is {what}, and {name} starts from {', '.join(read)} on data, which is for single matrices"
     return None
 
 

@@ -11,11 +11,11 @@ from torch import fx, nn
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Section, is_on, show, signature, unmet
+from peftc.lang import ANY, Bound, Section, is_on, lift_problem, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
-from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven
+from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
 from peftc.match.sharing import refuse_misfits, seed, shared
@@ -100,6 +100,7 @@ class Matcher:
         self.analysis, self.root = analysis, root
         self.applications: list[Application] = []
         self.skips: list[Skip] = []
+        self.lifted: dict[tuple[str, int, str, str], str | None] = {}
 
     def match(self, bound: Bound, required: bool) -> None:
         """Add every application and skip of one rule."""
@@ -140,15 +141,26 @@ class Matcher:
         if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
             where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
             return f"{where}, not in {bound.layers.text}"
+        if site.stack and (reason := self.unliftable(bound, section, site)):
+            return reason
+        if reason := unplaceable(bound.rule, section, site):
+            return reason
         missing = missing_ports(bound.rule, section, site)
         if missing:
             return f"it has no {', '.join(missing)}"
         if reason := self.misfit(section, site):
             return reason
-        sizes = signature(section, site.role).sizes_at(site.sizes)
+        sizes = signature(section, site.role, site.stack).sizes_at(site.sizes)
         if reason := unmet(bound.rule, section, bound.options, sizes):
             return reason
         return uneven(section, {**bound.options, **sizes})
+
+    def unliftable(self, bound: Bound, section: Section, site: Site) -> str | None:
+        """Why a section cannot act on a site that is a stack of matrices, or None; proved once for all of them."""
+        key = (bound.label, id(section), site.role, site.stack)
+        if key not in self.lifted:
+            self.lifted[key] = lift_problem(bound.rule, section, site.role, site.stack, bound.options)
+        return self.lifted[key]
 
     def misfit(self, section: Section, site: Site) -> str | None:
         """Which port does not have as many axes at a site as the section names, or None.
@@ -176,6 +188,10 @@ class Matcher:
             policy = str(bound.options[train.insert]) if train.insert else "never"
             bare = not any(port in other.weights for other in chosen)
             if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
+                if site.stack:
+                    reason = f"it is a stack of {site.stack}, which has no place for a {port} that is put in"
+                    self.skips.append(Skip(bound.label, site, reason, number))
+                    return
                 path = f"{self.home(bound, site, number)}.{port}"
                 parameters.append(NewParameter(port, path, ("d_out",), (site.sizes["d_out"],), "zeros", {}))
                 inserted[port] = port
@@ -205,17 +221,20 @@ class Matcher:
         self, bound: Bound, section: Section, site: Site, number: int
     ) -> Iterable[NewParameter]:
         """The parameters that a section makes at a site."""
-        known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
+        known = {**bound.options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
         for name, parameter in section.parameters.items():
             initial = parameter.initial
             computed = initial.expression is not None
             behind = names_behind(found, "parameters", name) if computed else ()
             shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
+            axes = parameter.named_in(site.stack)
+            if stacked := len(axes) > len(shape):
+                shape = (site.sizes[site.stack], *shape)
             yield NewParameter(
                 name,
                 f"{self.home(bound, site, number)}.{name}",
-                parameter.named,
+                axes,
                 shape,
                 initial.law or parameter.init,
                 initial.resolve(bound.options),
@@ -225,6 +244,7 @@ class Matcher:
                 seed(bound, number, site, name, parameter),
                 computed,
                 read_of_calls(site, behind),
+                stacked,
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:

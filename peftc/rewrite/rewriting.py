@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from peftc.analyse import Analysis, Located, Port, Use
+from peftc.analyse import Analysis, Convolution, Form, Located, Port, Routing, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
@@ -18,6 +18,7 @@ from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, NewParameter, Plan
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import weight_terms
+from peftc.rewrite.forms import backend_for
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -108,14 +109,14 @@ class Rewriter:
         anchor = self.moved[use.anchor]
         name = f"{(site.path or 'model').replace('.', '_')}__{application.rule}"
         meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
-        backend = GraphBackend(self.graph, name, meta)
-        told = signature(section, site.role)
+        backend = backend_for(self.graph, name, meta, site, self.form(use))
+        told = signature(section, site.role, site.stack)
         ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
         given: dict[str, Term] = {}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 
-        def new_parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-            return Term(declared.named, self.parameter(parameters[key]))
+        def new_parameter(key: str, _: Parameter, __: tuple[int, ...]) -> Term:
+            return Term(parameters[key].axes, self.parameter(parameters[key]))
 
         own_before = set(self.graph.nodes)
         results = [port for port in section.rewrite if ROLES[site.role].ports[port].kind == "result"]
@@ -129,13 +130,24 @@ class Rewriter:
                     given[port] = Term(told.ports[port], self.value(port, at, application, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
-                scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
+                scope = Scope(
+                    bound.rule, bound.options, given, backend, new_parameter, section=section, stack=site.stack
+                )
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
                 self.write(port, ports[port], node, application, backend, own)
         for key in application.inserted.values():
             self.insert_bias(ports["y"], parameters[key], application, backend)
+
+    def form(self, use: Use) -> Form:
+        """How the values of a use are held, in the nodes of this graph."""
+        match use.form:
+            case Convolution(call):
+                return Convolution(self.moved[call])
+            case Routing(kind, call, by):
+                return Routing(kind, self.moved[call], None if by is None else self.moved[by])
+        return None
 
     def lined_up(self, term: Term, axes: tuple[str, ...], backend: GraphBackend) -> Any:
         """A term's node in the port's own order of axes."""
@@ -156,18 +168,18 @@ class Rewriter:
             rows = application.site.rows
             if rows is not None and application.site.role == "linear" and port == "y":
                 return backend.make(operations.take_channels, node, rows)
-            return node
+            return backend.held(port, node)
         source = at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
             assert isinstance(query, fx.Node)
             assert isinstance(key, fx.Node)
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
-        return source
+        return backend.held(port, source)
 
     def all_tokens(self, given: Mapping[str, Term], ports: Mapping[str, Port], backend: GraphBackend) -> Any:
         """What says that every token is real, where a call tells nothing of padding."""
-        like = next(given[port].held for port in ("h", "x", "q") if port in ports)
+        like = next(ports[port].source for port in ("h", "x", "q") if port in ports)
         return backend.make(operations.all_tokens, like)
 
     def write(
@@ -185,6 +197,9 @@ class Rewriter:
         if at.kind == "result":
             current = self.latest.get(at.node, at.node)
             rows = application.site.rows
+            with self.graph.inserting_after(new):
+                new = backend.put_back(new, current)
+            own = own | {new}
             if rows is not None and application.site.role == "linear" and port == "y":
                 with self.graph.inserting_after(new):
                     new = backend.make(operations.put_channels, current, new, rows)

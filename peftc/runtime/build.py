@@ -134,7 +134,8 @@ def start(tensor: Tensor, parameter: NewParameter) -> None:
     """Fill a tensor by its parameter's law."""
     if tensor.numel():
         with torch.no_grad():
-            PLAIN_LAWS[parameter.law](tensor, parameter.settings)  # type: ignore[no-untyped-call]
+            for own in tensor if parameter.stacked else (tensor,):
+                PLAIN_LAWS[parameter.law](own, parameter.settings)  # type: ignore[no-untyped-call]
 
 
 def nearest(root: nn.Module, path: str) -> Tensor:

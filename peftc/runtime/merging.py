@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.errors import MergeError
 from peftc.graphs import operations
-from peftc.lang import Parameter, Scope, Term, signature
-from peftc.lang.roles import ROLES
+from peftc.lang import Parameter, Scope, Term
 from peftc.match.plan import HOME, Application, Plan
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.rewrite.eager import EagerBackend, stored_axes, tensor_at, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
@@ -71,25 +70,17 @@ def edited(
     """What a section's merge makes of one weight at a site: the site's own part, in the order it is stored in."""
     bound, section, site = plan.bound(application.rule), plan.section(application), application.site
     backend = EagerBackend()
-    paths = {each.name: each.path for each in application.parameters}
+    named = {each.name: each for each in application.parameters}
 
     def read(path: str) -> Tensor:
         return wide(changed[path] if path in changed else tensor_at(root, path))
 
-    def parameter(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, wide(tensor_at(root, paths[name])))
+    def parameter(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
+        return Term(named[name].axes, wide(tensor_at(root, named[name].path)))
 
     given = weight_terms(bound.rule, section, site, read, backend)
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
-    own = signature(section, site.role).ports[port]
-    role_axes = ROLES[site.role].ports[port].axes
-    called = dict(zip(role_axes, own, strict=False))
-    order = (
-        tuple(called.get(axis, axis) for axis in site.stored.get(port, role_axes))
-        if port in site.stored
-        else own
-    )
-    result = backend.align(scope.merge(port), order)
+    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section, stack=site.stack)
+    result = backend.align(scope.merge(port), stored_axes(section, site, port))
     assert isinstance(result, Tensor)
     return result
 
@@ -99,8 +90,7 @@ def with_part(held: Tensor, part: Tensor, application: Application, port: str) -
     site = application.site
     if site.rows is None:
         return part.to(held.dtype).reshape(held.shape)
-    order = site.stored.get(port, ROLES[site.role].ports[port].axes)
-    axis = order.index("d_out")
+    axis = site.axes(port).index("d_out")
     whole = held.clone()
     taken = 0
     for start, stop in site.rows:
@@ -119,9 +109,7 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
         )
     whole = held
     if whole is None:
-        width = tensor_at(root, site.weights["W"]).shape[
-            site.stored.get("W", ROLES[site.role].ports["W"].axes).index("d_out")
-        ]
+        width = tensor_at(root, site.weights["W"]).shape[site.axes("W").index("d_out")]
         whole = torch.zeros(width, dtype=bias.dtype, device=bias.device)
     if site.rows is None:
         return bias.detach().clone()
