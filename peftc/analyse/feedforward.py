@@ -13,7 +13,7 @@ from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name
 
 ACTIVATIONS = frozenset(
     "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
-    " prelu".split()
+    " prelu quick_gelu".split()
 )
 
 

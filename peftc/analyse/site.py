@@ -22,7 +22,7 @@ class Site:
         layer: number of the repeated block it lies in; None outside of any.
         sizes: axis name to size, of the axes that do not change from call to call.
         weights: weight port to parameter path ("W" → "encoder.layer.0.output.dense.weight").
-        rows: (start, stop) ranges of the output channels that are this part's; None where all are.
+        rows: (start, stop) ranges of the output channels in its weights that are this part's; None where all are.
         scope: "encoder", "decoder", "cross", or "".
         stored: weight port to the order in which its axes are stored, where that is not the role's own.
         evidence: one line that says what in the data flow gave the role.
@@ -89,24 +89,41 @@ class Routing:
 
     Attributes:
         kind: "sorted" where the rows of a matrix follow one another, "numbered" where each has a number, "batched"
-            where the first axis of the rows is that of the matrices.
+            where the first axis of the rows is that of the matrices, "single" where all rows meet the same.
         call: the product.
-        by: the ends of the rows of each matrix; the number of the matrix of each row; nothing.
+        by: the ends of the rows of each matrix; the number of the matrix of each row; else nothing.
+        number: of the one that all rows meet.
     """
 
-    kind: Literal["sorted", "numbered", "batched"]
+    kind: Literal["sorted", "numbered", "batched", "single"]
     call: fx.Node
     by: fx.Node | None = None
+    number: int = 0
 
 
-Form: TypeAlias = Convolution | Routing | None
+@dataclass(frozen=True)
+class Gather:
+    """A use of a table by ids; `call` says besides which row has no gradient."""
+
+    call: fx.Node
+
+
+Form: TypeAlias = Convolution | Routing | Gather | None
 """How the values of a use are held; None where they are as their ports say."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a site: its ports in the graph, the node that new nodes belong with, and how its values are held."""
+    """One use of a site.
+
+    Attributes:
+        anchor: the node that new nodes belong with.
+        ports: where the graph has its ports.
+        form: how its values are held.
+        rows: (start, stop) ranges of the channels of its result that are the site's; None where all are.
+    """
 
     anchor: fx.Node
     ports: Mapping[str, Port] = field(hash=False)
     form: Form = None
+    rows: tuple[tuple[int, int], ...] | None = None

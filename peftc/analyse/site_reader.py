@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -11,13 +12,15 @@ from torch.utils import _pytree as pytree
 from peftc.analyse.attention import AttentionCore, attention_cores
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
+from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
-from peftc.analyse.site import Convolution, Port, Site, Use
+from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
+from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.lang.roles import CONV
 from peftc.graphs.reading import (
@@ -71,7 +74,8 @@ class SiteReader:
         for core in self.cores:
             yield self.attention(core)
         for network in self.feed_forwards:
-            yield self.ffn(network)
+            if self.projections[network.down].routing is None:  # of experts: a mixture's
+                yield self.ffn(network)
         for mixture in self.mixtures:
             yield self.mixture(mixture)
         yield from self.norms()
@@ -108,24 +112,27 @@ class SiteReader:
 
     def linear(self, projection: Projection, part: Part) -> tuple[Site, Use]:
         """One linear site."""
-        node = projection.node
-        rows = None if part.channels is None else rows_of(part.channels, projection.d_out)
-        d_out = projection.d_out if rows is None else sum(stop - start for start, stop in rows)
-        weights = {"W": projection.weight} | ({"b": projection.bias} if projection.bias else {})
+        node, matrix = projection.node, projection.matrix
+        channels = None if part.channels is None else rows_of(part.channels, projection.d_out)
+        rows = matrix.rows(channels, projection.d_out)
+        d_out = projection.d_out if channels is None else sum(stop - start for start, stop in channels)
         site = Site(
             "linear",
             part.name,
-            self.owner(node, projection.weight),
+            self.owner(node, matrix.weight),
             self.layer(node),
-            {"d_in": projection.d_in, "d_out": d_out},
-            weights,
+            {"d_in": projection.d_in, "d_out": d_out} | ({EXPERTS: matrix.count} if matrix.count else {}),
+            {"W": matrix.weight} | ({"b": projection.bias} if projection.bias else {}),
             rows,
             part.scope,
             part.evidence,
-            {"W": ("d_in", "d_out")} if projection.turned else {},
+            {"W": matrix.stored} if matrix.is_turned else {},
+            EXPERTS if matrix.count else "",
+            matrix.refolded,
         )
-        ports = {"x": Port("operand", node, 0), "y": Port("result", node)}
-        return site, Use(node, self.with_tokens(ports, "x"))
+        ports = {"x": Port("operand", node, projection.at), "y": Port("result", projection.result)}
+        ports = ports if matrix.count else self.with_tokens(ports, "x")
+        return site, Use(projection.result, ports, projection.routing, channels)
 
     def convolutions(self) -> Iterator[tuple[Site, Use]]:
         """Linear sites that are convolutions."""
@@ -222,24 +229,20 @@ class SiteReader:
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""
-        for node in self.graph.nodes:
-            if not is_call(node, "embedding"):
-                continue
-            table = node.args[0]
-            if not isinstance(table, fx.Node) or table.op != "get_attr":
-                continue
+        for node, part in table_parts(self.graph, lambda path: lookup(self.root, path)).items():
+            table: Any = node.args[0]
             sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
             path = self.owner(node, str(table.target))
             site = Site(
                 "embedding",
-                "",
+                part,
                 path,
                 self.layer(node),
                 sizes,
                 {"W": str(table.target)},
                 evidence="gather of rows",
             )
-            yield site, Use(node, {"y": Port("result", node)})
+            yield site, Use(node, {"ids": Port("value", node, 1), "y": Port("result", node)}, Gather(node))
 
     def head_nodes(self) -> Iterator[fx.Node]:
         """Projections outside any block whose product is an output of the model, at most moved, scaled or capped."""

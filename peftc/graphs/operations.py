@@ -82,14 +82,28 @@ def open_mask(mask: Tensor, length: int) -> Tensor:
 
 def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """The channels of x [... channels] in some ranges, side by side."""
-    pieces = [x[..., start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    return take_along(x, ranges, -1)
 
 
 def take_along(x: Tensor, ranges: tuple[tuple[int, int], ...], axis: int) -> Tensor:
     """What of x lies in some ranges along an axis, one after the other."""
+    if step := stride_of(ranges, x.shape[axis]):
+        (start, stop), at = ranges[0], axis % x.dim()
+        return x.unflatten(at, (-1, step)).narrow(at + 1, start, stop - start).flatten(at, at + 1)
     pieces = [x.narrow(axis, start, stop - start) for start, stop in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+
+def stride_of(ranges: tuple[tuple[int, int], ...], size: int) -> int:
+    """How far apart ranges stand that are each the same piece of equal pieces of an axis; 0 for any others.
+
+    One slice then does for all of them: interleaved halves of a wide product would be thousands.
+    """
+    if len(ranges) < 3 or size % len(ranges):
+        return 0
+    step, (first, last) = size // len(ranges), ranges[0]
+    regular = tuple((first + at * step, last + at * step) for at in range(len(ranges)))
+    return step if ranges == regular and last <= step else 0
 
 
 def add_loss(loss: Tensor, more: Tensor) -> Tensor:
@@ -99,6 +113,10 @@ def add_loss(loss: Tensor, more: Tensor) -> Tensor:
 
 def put_channels(x: Tensor, new: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """x [... channels] with the channels of some ranges replaced by `new`, as `take_channels` orders them."""
+    if step := stride_of(ranges, x.shape[-1]):
+        (start, stop), whole = ranges[0], x.unflatten(-1, (-1, step))
+        own = new.unflatten(-1, (-1, stop - start))
+        return torch.cat([whole[..., :start], own, whole[..., stop:]], -1).flatten(-2)
     pieces, last, taken = [], 0, 0
     for start, stop in ranges:
         pieces += [x[..., last:start], new[..., taken : taken + stop - start]]
@@ -248,12 +266,12 @@ def rows_of_groups(x: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
     return x[torch.searchsorted(ends, places, right=True).clamp(max=x.shape[0] - 1)]
 
 
-def rows_of_numbers(x: Tensor, numbers: Tensor) -> Tensor:
-    """x [groups …] for each of some rows, whose groups have these numbers."""
+def rows_of(x: Tensor, numbers: Tensor) -> Tensor:
+    """The rows of x [rows …] that have some numbers [...]."""
     return x[numbers]
 
 
-def numbered_product(x: Tensor, matrices: Tensor, numbers: Tensor) -> Tensor:
+def numbered_linear(x: Tensor, matrices: Tensor, numbers: Tensor) -> Tensor:
     """x [rows d_in] times matrices [groups d_in d_out], each row with the one of its number."""
     return torch.bmm(x.unsqueeze(1), matrices[numbers]).squeeze(1)
 

@@ -213,6 +213,11 @@ class Section(Data):
         default=False,
         description="Whether a model without a site for this section is an error, even if others match.",
     )
+    asked: bool = Field(
+        default=False,
+        description="Whether this section acts only where the user names a part of its roles, or a path; a composite "
+        "that uses the rule does without it.",
+    )
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Tensors that are made at each site, by name."
     )

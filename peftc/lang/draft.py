@@ -35,6 +35,7 @@ class Draft:
     losses: dict[str, Loss] = field(default_factory=dict)
     schedule: dict[str, tuple[Schedule, Place]] = field(default_factory=dict)
     required: bool = False
+    asked: bool = False
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
     @property
@@ -100,6 +101,8 @@ class Draft:
         }
         if self.required:
             held["required"] = True
+        if self.asked:
+            held["asked"] = True
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
         held["loss"] = {
@@ -157,6 +160,7 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         dict(section.loss),
         {name: (told, at("schedule", name)) for name, told in section.schedule.items()},
         section.required,
+        section.asked,
         places,
     )
 

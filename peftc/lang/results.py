@@ -150,6 +150,16 @@ def merged_lengths(terms: tuple[Term, ...], settings: Settings, lengths: Lengths
     return {**lengths, str(settings["to"]): times(outer, inner)}
 
 
+def picks(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of the ids, then those of the first without the one that is named; they share none."""
+    table, ids = named(terms[0].axes), terms[1].axes
+    axis = has(table, settings["axis"])
+    rest = tuple(name for name in table if name != axis)
+    if both := [name for name in ids if name in table]:
+        raise AxesError(f"{show(table)} and the ids {show(ids)} both have {', '.join(both)}")
+    return (*ids, *rest)
+
+
 def keeps_some(terms: tuple[Term, ...], settings: Settings) -> Axes:
     """The axes as they are; the one that is named must be among them."""
     counted(terms[1])

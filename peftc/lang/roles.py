@@ -141,9 +141,12 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             ),
             _role(
                 "embedding",
-                "A row of a table for each id.",
+                "A row of a table for each id: of the tokens' (`embedding`), of one of places (`position`), or of any "
+                "other (`table`), such as that of token types.",
+                _port("ids", "value", "*", "The numbers of the rows."),
                 _port("y", "result", "* d_model", "The rows."),
                 _port("W", "weight", "vocab d_model", "The table."),
+                parts=("embedding", "position", "table"),
             ),
             _role(
                 "head",
@@ -179,7 +182,7 @@ def accepts(role: str, word: str, part: str) -> bool:
         return word in (role, part)
     if role == "linear" and word in GROUPS:
         return part in GROUPS[word]
-    return word in (part, role)
+    return word == part or (word == role and role not in ROLES[role].parts)
 
 
 def known_words(roles: tuple[str, ...]) -> tuple[str, ...]:

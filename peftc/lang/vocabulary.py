@@ -18,6 +18,7 @@ from peftc.lang.results import (
     merged_lengths,
     merges,
     middle,
+    picks,
     product,
     product_lengths,
     renamed_length,
@@ -173,6 +174,14 @@ def _define() -> None:
                 "to": Setting("axis", "What both together are called."),
             },
             lengths=merged_lengths,
+        ),
+        Operation(
+            "rows",
+            "For each id, what of x has its number along an axis: the row of a table.",
+            (("x", "value"), ("ids", "value")),
+            picks,
+            "peftc.rows",
+            {"axis": AXIS},
         ),
         Operation(
             "first",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -18,7 +19,7 @@ from peftc.lang.sizes import size_at
 from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
-from peftc.match.sharing import refuse_misfits, seed, shared
+from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -75,6 +76,11 @@ def make_plan(
         analysis.unread,
         tuple(notes),
     )
+    tied_notes = [
+        f"{each.rule} acts on {each.site.id} alone of those that read its weight, such as {other.id}: it cannot be merged"
+        for each, other in leaks(plan)
+    ]
+    plan = replace(plan, notes=(*plan.notes, *tied_notes))
     refuse_overwriting(plan)
     refuse_misfits(plan)
     refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
@@ -100,6 +106,7 @@ class Matcher:
         self.analysis, self.root = analysis, root
         self.applications: list[Application] = []
         self.skips: list[Skip] = []
+        self.tied = tied(analysis.sites)
         self.lifted: dict[tuple[str, int, str, str], str | None] = {}
 
     def match(self, bound: Bound, required: bool) -> None:
@@ -108,7 +115,7 @@ class Matcher:
             self.refuse_unknown_parts(bound)
         before = len(self.applications)
         for number, section in enumerate(bound.rule.sections):
-            if not is_on(bound.rule, section, bound.options):
+            if not bound.wants(section) or not is_on(bound.rule, section, bound.options):
                 continue
             sites = [site for site in self.analysis.sites if site.role in section.match.role]
             chosen = []
@@ -123,7 +130,8 @@ class Matcher:
             if required and section.required and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
-            raise self.nothing(bound, 0)
+            wanted = (number for number, each in enumerate(bound.rule.sections) if bound.wants(each))
+            raise self.nothing(bound, next(wanted, 0))
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""
@@ -131,12 +139,12 @@ class Matcher:
 
     def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
-        own = section is bound.rule
+        own, chosen = section is bound.rule, bound.chooses(section)
         parts = bound.parts_of(section)
         if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
             said = ", ".join(selector.text for selector in parts)
             return f"part {site.part or OTHER} is not among {said}"
-        if own and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
+        if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
             return f"path does not match {bound.path_glob}"
         if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
             where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
@@ -240,7 +248,7 @@ class Matcher:
                 initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
-                shared(bound, number, site, name, parameter),
+                shared(bound, number, site, name, parameter, self.tied.get(site, "")),
                 seed(bound, number, site, name, parameter),
                 computed,
                 read_of_calls(site, behind),
@@ -259,7 +267,7 @@ class Matcher:
 
     def refuse_unknown_parts(self, bound: Bound) -> None:
         """Raise if the user named a part that no site of the model has, even when another one matched."""
-        sites = [site for site in self.analysis.sites if site.role in bound.rule.match.role]
+        sites = [site for site in self.analysis.sites if site.role in bound.roles]
         for selector in bound.parts:
             if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
                 continue
@@ -270,7 +278,7 @@ class Matcher:
                 f"{bound.label}: this model has no part {selector.text!r}",
                 hint=f"it has: {', '.join(there)}"
                 if there
-                else f"it has no {' or '.join(bound.rule.match.role)} at all",
+                else f"it has no {' or '.join(bound.roles)} at all",
             )
 
     def nothing(self, bound: Bound, number: int) -> MatchError:
@@ -282,7 +290,7 @@ class Matcher:
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
-        if bound.path_glob is not None and section is bound.rule:
+        if bound.path_glob is not None and bound.chooses(section):
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(

@@ -203,6 +203,12 @@ class GraphBackend:
         outer = terms[0].axes.index(str(settings["outer"])) - len(terms[0].axes)
         return self.make(operations.join_axes, terms[0].held, outer)
 
+    def lower_rows(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Rows of a table by their numbers."""
+        table, ids = terms
+        first = (str(settings["axis"]), *(axis for axis in table.axes if axis != settings["axis"]))
+        return self.make(operations.rows_of, self.align(table, first), ids.held)
+
     def lower_first(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The first along an axis."""
         return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)

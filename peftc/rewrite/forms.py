@@ -5,6 +5,7 @@ A rule's equations are those of one matrix; here is how they are computed where 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.analyse import Convolution, Form, Routing, Site
+from peftc.analyse import Convolution, Form, Gather, Routing, Site
 from peftc.graphs import operations
 from peftc.graphs.reading import operator_name, shape
 from peftc.lang import ANY, Axes, Constant, Operation, Term
@@ -27,6 +28,8 @@ def backend_for(
     match form:
         case Convolution(call):
             return ConvolutionBackend(graph, name, meta, call, site)
+        case Gather(call):
+            return GatherBackend(graph, name, meta, call)
         case Routing():
             return StackBackend(graph, name, meta, form, site.stack)
     return GraphBackend(graph, name, meta)
@@ -120,6 +123,23 @@ class ConvolutionBackend(GraphBackend):
         return self.make(operations.channels_last, node, self.groups if self.stack else 0)
 
 
+class GatherBackend(GraphBackend):
+    """A gather of rows by the site's ids treats its own rows as the site does: the one of the padding never trains."""
+
+    def __init__(self, graph: fx.Graph, name: str, meta: Mapping[str, Any], call: fx.Node) -> None:
+        super().__init__(graph, name, meta)
+        self.node = call
+
+    def lower_rows(self, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes) -> object:
+        """Rows of a table, by the site's ids or by others."""
+        table, ids = terms
+        if ids.held is not self.node.args[1] or len(table.axes) != 2:
+            return super().lower_rows(terms, settings, axes)
+        held = self.align(table, (str(settings["axis"]), axes[-1]))
+        target: Any = self.node.target
+        return self.make(target, held, ids.held, *self.node.args[2:], **self.node.kwargs)
+
+
 class StackBackend(GraphBackend):
     """Rows that each meet one matrix of a stack. The axis of the stack is in the names of their axes alone.
 
@@ -181,7 +201,9 @@ class StackBackend(GraphBackend):
             case Routing("sorted", by=ends):
                 held = self.make(operations.rows_of_groups, held, ends, rows.held)
             case Routing("numbered", by=numbers):
-                held = self.make(operations.rows_of_numbers, held, numbers)
+                held = self.make(operations.rows_of, held, numbers)
+            case Routing("single", number=number):
+                held = self.make(operator.getitem, held, number)
             case _:
                 held = self.make(torch.unsqueeze, held, 1)
         return Term((ANY, *rest), held)
@@ -196,7 +218,9 @@ class StackBackend(GraphBackend):
                 )
                 return self.make(product, rows, matrices, ends)
             case Routing("numbered", by=numbers):
-                return self.make(operations.numbered_product, rows, matrices, numbers)
+                return self.make(operations.numbered_linear, rows, matrices, numbers)
+            case Routing("single", number=number):
+                matrices = self.make(operator.getitem, matrices, number)
         return self.make(torch.matmul, rows, matrices)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from peftc.analyse import Analysis, Convolution, Form, Located, Port, Routing, Use
+from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
@@ -73,10 +74,17 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     found = analysis.find(site.id, site.role)
     if found is not None:
         return found
+    if site.role == "embedding":  # which part it is, a call may tell more or less of
+        for located in analysis.located:
+            if located.site.role == site.role and located.site.weights == site.weights and located.site.path == site.path:
+                return Located(site, located.uses)
     if site.role == "linear":
         for located in analysis.located:
             if located.site.role == "linear" and located.site.weights["W"] == site.weights["W"]:
-                return Located(site, located.uses)
+                if located.site.rows == site.rows:
+                    return Located(site, located.uses)
+                if all(use.rows == located.site.rows for use in located.uses):  # of a product with all of it
+                    return Located(site, tuple(replace(use, rows=site.rows) for use in located.uses))
     inside = not root or site.path == root or site.path.startswith(f"{root}.")
     if (
         site.role == "attention"
@@ -127,7 +135,7 @@ class Rewriter:
             with self.insertion(ports[group[0]], before):
                 given |= weight_terms(bound.rule, section, site, self.state, backend)
                 for port, at in ports.items():
-                    given[port] = Term(told.ports[port], self.value(port, at, application, backend))
+                    given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
                 scope = Scope(
@@ -136,17 +144,19 @@ class Rewriter:
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
-                self.write(port, ports[port], node, application, backend, own)
+                self.write(port, ports[port], node, use, backend, own)
         for key in application.inserted.values():
-            self.insert_bias(ports["y"], parameters[key], application, backend)
+            self.insert_bias(ports["y"], parameters[key], use, backend)
 
     def form(self, use: Use) -> Form:
         """How the values of a use are held, in the nodes of this graph."""
         match use.form:
             case Convolution(call):
                 return Convolution(self.moved[call])
-            case Routing(kind, call, by):
-                return Routing(kind, self.moved[call], None if by is None else self.moved[by])
+            case Gather(call):
+                return Gather(self.moved[call])
+            case Routing(kind, call, by, number):
+                return Routing(kind, self.moved[call], None if by is None else self.moved[by], number)
         return None
 
     def lined_up(self, term: Term, axes: tuple[str, ...], backend: GraphBackend) -> Any:
@@ -161,13 +171,12 @@ class Rewriter:
         # Before the next node, not after this one: nodes then stand in the order in which they are made.
         return self.graph.inserting_before(current.next)
 
-    def value(self, port: str, at: Port, application: Application, backend: GraphBackend) -> Any:
+    def value(self, port: str, at: Port, use: Use, backend: GraphBackend) -> Any:
         """What a port holds now."""
         if at.kind == "result":
             node = self.latest.get(at.node, at.node)
-            rows = application.site.rows
-            if rows is not None and application.site.role == "linear" and port == "y":
-                return backend.make(operations.take_channels, node, rows)
+            if use.rows is not None:
+                return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
         source = at.source
         if source is None:
@@ -187,7 +196,7 @@ class Rewriter:
         port: str,
         at: Port,
         new: Any,
-        application: Application,
+        use: Use,
         backend: GraphBackend,
         own: set[fx.Node],
     ) -> None:
@@ -196,13 +205,12 @@ class Rewriter:
             return
         if at.kind == "result":
             current = self.latest.get(at.node, at.node)
-            rows = application.site.rows
             with self.graph.inserting_after(new):
                 new = backend.put_back(new, current)
             own = own | {new}
-            if rows is not None and application.site.role == "linear" and port == "y":
+            if use.rows is not None:
                 with self.graph.inserting_after(new):
-                    new = backend.make(operations.put_channels, current, new, rows)
+                    new = backend.make(operations.put_channels, current, new, use.rows)
                 own = own | {new}
             current.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
             self.latest[at.node] = new
@@ -215,15 +223,15 @@ class Rewriter:
                 at.node.update_kwarg("is_causal", False)
 
     def insert_bias(
-        self, at: Port, parameter: NewParameter, application: Application, backend: GraphBackend
+        self, at: Port, parameter: NewParameter, use: Use, backend: GraphBackend
     ) -> None:
         """Add a zero parameter to a result, in place of the bias that its site lacks."""
         with self.insertion(at, before=False):
             before = set(self.graph.nodes)
-            held = self.value("y", at, application, backend)
+            held = self.value("y", at, use, backend)
             new = backend.make(operator.add, held, self.parameter(parameter))
         own = {node for node in self.graph.nodes if node not in before}
-        self.write("y", at, new, application, backend, own)
+        self.write("y", at, new, use, backend, own)
 
     def parameter(self, parameter: NewParameter) -> fx.Node:
         """The node that reads a new parameter."""

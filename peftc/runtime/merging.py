@@ -13,6 +13,7 @@ from peftc.errors import MergeError
 from peftc.graphs import operations
 from peftc.lang import Parameter, Scope, Term
 from peftc.match.plan import HOME, Application, Plan
+from peftc.match.sharing import leaks, shared_edit
 from peftc.rewrite.eager import EagerBackend, stored_axes, tensor_at, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
@@ -39,7 +40,7 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
     Sums are taken in single precision at least, and rounded once.
 
     Raises:
-        MergeError: a rule of the plan is no change of weights; names it.
+        MergeError: a rule of the plan is no change of weights, or one would change another site's too; names it.
     """
     if kept := unmergeable(plan):
         raise MergeError(
@@ -47,10 +48,21 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
             hint="; ".join(f"{label} stays beside the model" for label in kept),
         )
     changed: Weights = {path: tensor_at(root, path).detach() for path in plan.trained}
+    for application, other in leaks(plan):
+        raise MergeError(
+            f"{application.rule} cannot be merged at {application.site.id}: {other.id} reads the same weight, and would "
+            "change with it",
+            hint="untie the model's weights before it is compiled; or leave the adapter beside it",
+        )
+    done: set[tuple[str, ...]] = set()
     with torch.no_grad():
         for application in plan.applications:
             for port in plan.section(application).merge:
                 path = application.site.weights[port]
+                key = shared_edit(application, port)
+                if key in done:
+                    continue
+                done |= {key} if key else set()
                 held = changed.get(path, tensor_at(root, path).detach())
                 changed[path] = with_part(
                     held, edited(root, plan, application, port, changed), application, port
