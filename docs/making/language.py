@@ -29,7 +29,7 @@ def language() -> str:
         "A method is one TOML file. It says which sites of a model it is for, which parameters it makes there, and "
         "which values become what. It is proved when it is loaded, before there is a model: every name is bound, "
         "every axis accounted for, every parameter used. Nothing in it is ever run by Python.",
-        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').rstrip()}\n```",
+        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').partition('[[also]]')[0].rstrip()}\n```",
         "`peftc new NAME` writes a file to start from, `peftc check FILE` proves one, `peftc rules NAME` tells what "
         "one does. Roles, their parts and their ports: [roles.md](roles.md).",
         "## Keys",

@@ -197,8 +197,7 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
         return Term(parameter.named, torch.randn(shape, generator=_seeded(name)))
 
     given: dict[str, Term] = {
-        port: Term(axes, torch.randn(_shape(role, port, len(axes)), generator=_seeded(port)))
-        for port, axes in said.ports.items()
+        port: Term(axes, _drawn(_shape(role, port, len(axes)), port)) for port, axes in said.ports.items()
     }
     given |= {axis: Term((), size) for axis, size in sizes.items()}
     scope = Scope(rule, options, given, Eager(training=True), new_parameter, section=section)
@@ -213,6 +212,12 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
     return {**edits, **merges, **losses, "parameters": made, "sites": left_out, "trained": trained}
+
+
+def _drawn(shape: tuple[int, ...], port: str) -> Tensor:
+    """A value for a port: ids are whole numbers, of rows that every table here has."""
+    drawn = torch.randn(shape, generator=_seeded(port))
+    return (100 * drawn).long().abs() % min(SIZES.values()) if port == "ids" else drawn
 
 
 def _shape(role: str, port: str, count: int) -> tuple[int, ...]:

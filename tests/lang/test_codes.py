@@ -11,7 +11,7 @@ from peftc.lang import CODES, Library, check, default_library, read_text
 from tests.lang.test_define import CASES as FRAGMENTS
 from tests.lang.test_use import CASES as COMPOSITES
 
-LORA = (default_library().folders[0] / "lora.toml").read_text()
+LORA = (default_library().folders[0] / "lora.toml").read_text().partition("\n[[also]]")[0]  # its first section
 PREFIX = (default_library().folders[0] / "prefix.toml").read_text()
 BITFIT = (default_library().folders[0] / "bitfit.toml").read_text()
 

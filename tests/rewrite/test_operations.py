@@ -24,17 +24,19 @@ AXES = {
     "u": "batch k d",
     "p": "f g",
     "r": "batch f g",
+    "i": "batch n",
 }
 
 
 def values() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2}
+    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2, "n": 3}
     made = {
         name: torch.randn([sizes[axis] for axis in axes.split()], generator=generator, dtype=torch.float64)
         for name, axes in AXES.items()
     }
-    return {**made, "m": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), "s": torch.tensor([0, 1, 0, 1, 1])}
+    return {**made, "m": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), "s": torch.tensor([0, 1, 0, 1, 1]),
+            "i": torch.tensor([[2, 0, 1], [1, 1, 2]])}
 
 
 def run(text: str) -> tuple[Tensor, str]:
@@ -115,6 +117,8 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("join(u, outer='k', inner='d', to='f')", "batch f", lambda u, **_: torch.cat([u[:, 0], u[:, 1]], -1)),
     ("join(split(x, 2, axis='d', outer='o', inner='i'), outer='o', inner='i', to='d')", "batch seq d", lambda x, **_: x),
     ("first(x, 2, axis='seq')", "batch seq d", lambda x, **_: x[:, :2]),
+    ("rows(w, i, axis='e')", "batch n d", lambda w, i, **_: functional.embedding(i, w.T)),
+    ("rows(p, i, axis='f') @ p", "batch n f", lambda p, i, **_: functional.embedding(i, p) @ p.T),
     ("gram(w, axis='e', to='f')", "e f", lambda w, **_: w.T @ w),
     ("gram(x, axis='d', to='f')", "d f", lambda x, **_: x.flatten(0, 1).T @ x.flatten(0, 1)),
     ("q + identity_like(q)", "d other", lambda q, **_: q + torch.eye(4, dtype=q.dtype)),
@@ -183,6 +187,9 @@ def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
         ("split(x, 1.5, axis='d', outer='o', inner='i')", "1.5 is no whole number above 0"),
         ("join(x, outer='d', inner='seq', to='f')", "'seq' does not stand right behind 'd'"),
         ("masked(w, x)", "[d e] has no batch, seq"),
+        ("rows(w, i, axis='g')", "[d e] has no axis 'g'"),
+        ("rows(w, x, axis='e')", "[d e] and the ids [batch seq d] both have d"),
+        ("rows(2, i, axis='e')", "rows takes a value as x, not a constant"),
         ("orthogonal(v)", "[d] has no two last axes with names"),
         ("gram(x, axis='d', to='seq')", "'seq' is there already"),
     ],
