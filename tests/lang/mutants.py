@@ -120,7 +120,8 @@ def surface(rule: Rule) -> str:
         lines.append(f"  option {name} = {option.default!r}, {limits}")
     for section in rule.sections:
         roles = ", ".join(sorted(section.match.role))
-        lines.append(f"  at {roles}: {', '.join(sorted(section.match.part)) or 'every part'}")
+        parts = ", ".join(sorted(section.match.part)) or "every part"
+        lines.append(f"  at {roles}: {parts}{' if asked' if section.asked else ''}")
         lines += [
             f"    train {port} {train.insert or ''}".rstrip() for port, train in sorted(section.train.items())
         ]
