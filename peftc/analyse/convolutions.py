@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.graphs.reading import argument, is_call, is_parameter, is_tensor, shape
+from peftc.analyse.views import view_of
+from peftc.graphs.reading import argument, is_call, is_tensor, shape
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 GROUPS = "groups"
@@ -56,13 +57,12 @@ def convolutions(graph: fx.Graph) -> Iterator[Kernel]:
     for node in graph.nodes:
         if not is_call(node, *CONVOLUTIONS) or not is_tensor(node.args[0]):
             continue
-        weight, bias = node.args[1], argument(node, "bias")
-        if not isinstance(weight, fx.Node) or not is_parameter(weight):
+        weight, bias = view_of(node.args[1]), view_of(argument(node, "bias"))
+        if weight is None or not weight.is_whole:
             continue
-        sizes, groups = shape(weight), int(argument(node, "groups", 1))
+        sizes, groups = weight.sizes, int(argument(node, "groups", 1))
         if len(shape(node.args[0])) != len(sizes):  # one example without a batch
             continue
-        path = str(bias.target) if isinstance(bias, fx.Node) and is_parameter(bias) else None
-        yield Kernel(
-            node, str(weight.target), path, groups, math.prod(sizes[1:]), sizes[0] // groups
-        )
+        path = str(bias.parameter.target) if bias is not None and bias.is_whole else None
+        d_in, d_out = math.prod(sizes[1:]), sizes[0] // groups
+        yield Kernel(node, str(weight.parameter.target), path, groups, d_in, d_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TypeAlias
 
 from peftc.analyse.views import View, view_of
@@ -53,8 +54,11 @@ def matrix_of(operand: object) -> Matrix | None:
     if view is None or len(view.sizes) != 2:
         return None
     path, held = str(view.parameter.target), shape(view.parameter)
-    if len(held) not in (2, 3):
-        return Matrix(path, ("d_out", "d_in"), refolded=True) if view.is_whole else None
+    if len(held) not in (2, 3) or (len(held) == 3 and prod(view.sizes) == prod(held)):
+        folded = [view, View(view.parameter, view.sizes[::-1], view.steps[::-1], view.start)]
+        orders = (("d_out", "d_in"), ("d_in", "d_out"))
+        whole = [order for each, order in zip(folded, orders, strict=True) if each.is_whole]
+        return Matrix(path, whole[0], refolded=True) if whole else None
     rows, columns = held[-2:]
     number, start = divmod(view.start, rows * columns)
     placed = place(View(view.parameter, view.sizes, view.steps, start), rows, columns)

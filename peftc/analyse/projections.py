@@ -13,7 +13,7 @@ from peftc.analyse.site import Routing
 from peftc.graphs.reading import is_call, is_tensor, shape
 
 SORTED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
-BATCHED = ("bmm", "baddbmm")
+BATCHED = ("bmm", "baddbmm", "matmul")
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ def stacked(node: fx.Node) -> Projection | None:
 
 def with_bias(node: fx.Node, at: int, weight_at: int, routing: Routing) -> Projection | None:
     """A product with a stack, and the bias that is added to it before anything else is done."""
-    matrix = stack_of(node.args[weight_at])
-    if matrix is None or not is_tensor(node.args[at]):
+    matrix, x = stack_of(node.args[weight_at]), node.args[at]
+    if matrix is None or not is_tensor(x):
         return None
+    if routing.kind == "batched" and (len(shape(x)) < 3 or shape(x)[-3] != matrix.count):
+        return None  # the matrices are broadcast over more, or the rows over them
     if is_call(node, "baddbmm"):
         return Projection(node, at, matrix, bias_of(node.args[0], matrix), node, routing)
     user = next(iter(node.users), None)

@@ -26,8 +26,9 @@ class Site:
         scope: "encoder", "decoder", "cross", or "".
         stored: weight port to the order in which its axes are stored, where that is not the role's own.
         evidence: one line that says what in the data flow gave the role.
-        refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
+        refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
+        name: what tells its weight apart from others of its module that play the same part; else nothing.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Site:
     stored: Mapping[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
     stack: str = ""
     refolded: bool = False
+    name: str = ""
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""
@@ -50,8 +52,9 @@ class Site:
 
     @property
     def id(self) -> str:
-        """Stable name: module path, role and part."""
-        return f"{self.path or '.'}:{self.part or (OTHER if self.role == 'linear' else self.role)}"
+        """Stable name: module path, the weight's own name where that is needed, role and part."""
+        path = ".".join(part for part in (self.path, self.name) if part)
+        return f"{path or '.'}:{self.part or (OTHER if self.role == 'linear' else self.role)}"
 
 
 @dataclass(frozen=True)

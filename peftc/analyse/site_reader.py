@@ -56,6 +56,7 @@ class SiteReader:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
         self.blocks = block_paths(root)
+        self.order = {node: place for place, node in enumerate(graph.nodes)}
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections)
         self.cores = attention_cores(graph, self.projections, self.flow)
@@ -105,10 +106,11 @@ class SiteReader:
     def linears(self) -> Iterator[tuple[Site, Use]]:
         """One site for each part that a projection plays."""
         played = parts_played(self.projections, self.cores, self.feed_forwards, self.mixtures)
-        for node, projection in self.projections.items():
+        for node in self.projections:
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
-            for part in played.get(node, [alone]):
-                yield self.linear(projection, part)
+            played.setdefault(node, [alone])
+        found = [self.linear(self.projections[node], part) for node, parts in played.items() for part in parts]
+        yield from told_apart(one_part_each(sorted(found, key=lambda pair: self.order[pair[1].anchor])))
 
     def linear(self, projection: Projection, part: Part) -> tuple[Site, Use]:
         """One linear site."""
@@ -324,6 +326,31 @@ class SiteReader:
                     Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"),
                     Use(node, {}),
                 )
+
+
+def one_part_each(found: list[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
+    """Linear sites whose weight plays other parts in other places play the first of them in all: they are one site."""
+    parts: dict[object, dict[fx.Node, list[str]]] = {}
+    for site, use in found:
+        parts.setdefault((site.weights["W"], site.rows), {}).setdefault(use.anchor, []).append(site.part)
+    for site, use in found:
+        by_node = parts[site.weights["W"], site.rows]
+        own, first = by_node[use.anchor], next(iter(by_node.values()))[0]
+        if all(each == own for each in by_node.values()):
+            yield site, use
+        elif own[0] == site.part:
+            yield replace(site, part=first), use
+
+
+def told_apart(found: Iterator[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
+    """Linear sites, with the name of the weight where one module has several that play one part."""
+    pairs = list(found)
+    weights: dict[tuple[str, str], set[str]] = {}
+    for site, _ in pairs:
+        weights.setdefault((site.path, site.part), set()).add(site.weights["W"])
+    for site, use in pairs:
+        alone = len(weights[site.path, site.part]) == 1
+        yield site if alone else replace(site, name=site.weights["W"].rpartition(".")[2]), use
 
 
 def lookup(root: nn.Module, path: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import fx
 from peftc.graphs.reading import hint, operator_name, shape, value
 
 VIEWS = frozenset(
-    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze narrow expand flatten"
+    "view _unsafe_view reshape transpose permute t mT numpy_T slice select unsqueeze squeeze narrow expand flatten"
     " unflatten movedim swapaxes view_as alias detach".split()
 )
 SAME = ("contiguous", "to", "clone", "lift_fresh_copy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
+from peftc.capture.einsums import SpellEinsums
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
@@ -30,6 +31,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
+        SpellEinsums(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         RemoveDeadCode(),

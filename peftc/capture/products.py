@@ -114,7 +114,7 @@ def cancelled(node: fx.Node) -> bool:
 
 def is_stack(node: Any) -> bool:
     """Whether a value is a stack of matrices of the model, turned at most."""
-    while is_call(node, "transpose", "permute"):
+    while is_call(node, "transpose", "permute", "mT"):
         node = node.args[0]
     return is_tensor(node) and is_parameter(node) and value(node).dim() == 3
 

@@ -261,6 +261,8 @@ class Matcher:
         while owner and isinstance(self.root.get_submodule(owner), CONTAINERS):
             owner, _, last = owner.rpartition(".")
             rest.insert(0, last)
+        if site.name:
+            rest.append(site.name)
         if number:
             rest.append(str(number))
         return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])

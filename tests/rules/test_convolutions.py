@@ -254,10 +254,11 @@ def test_what_is_read_cannot_be_rewritten(tmp_path: Any) -> None:
         peftc.plan(Net(LAYERS["plain"]), [tmp_path / "scaled.toml"], {"pixels": pixels()}, defaults=False)
 
 
-KINDS = ["mobilenet_v2", "regnet", "poolformer", "pp_lcnet", "wav2vec2", "mobilenet_v1", "convnext"]
+KINDS = ["resnet", "mobilenet_v2", "regnet", "poolformer", "pp_lcnet", "wav2vec2", "mobilenet_v1", "convnext"]
 
 
-@pytest.mark.parametrize("model_type", ["resnet", *(pytest.param(each, marks=pytest.mark.slow) for each in KINDS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", KINDS)
 def test_architectures(model_type: str) -> None:
     """They train, a step changes what they say, and the trained adapter merges."""
     model = entry(model_type).model()
