@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Use
+from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
@@ -72,11 +72,12 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     """Where a graph has the site of an application: by its id, or for a linear map by its weight."""
     site = application.site
     found = analysis.find(site.id, site.role)
-    if found is not None:
+    if found is not None and own_name(found.site) == own_name(site):
         return found
     if site.role == "embedding":  # which part it is, a call may tell more or less of
         for located in analysis.located:
-            if located.site.role == site.role and located.site.weights == site.weights and located.site.path == site.path:
+            same = (located.site.role, located.site.path) == (site.role, site.path)
+            if same and own_name(located.site) == own_name(site):
                 return Located(site, located.uses)
     if site.role == "linear":
         for located in analysis.located:
@@ -96,6 +97,11 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
             hint="call a module that contains the whole attention, or disable the adapters for this call",
         )
     return None
+
+
+def own_name(site: Site) -> str:
+    """What a site's module calls its weight; a tied one has other paths in other programs."""
+    return site.weights.get("W", "").rpartition(".")[2]
 
 
 class Rewriter:
