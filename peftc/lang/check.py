@@ -24,7 +24,7 @@ from peftc.lang.results import same
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.signature import Signature, fit, signature
-from peftc.lang.sizes import canonical, names_of
+from peftc.lang.sizes import WIDEST, calls, canonical, names_of
 from peftc.lang.source import Key, Place
 from peftc.lang.training import check_training
 
@@ -239,6 +239,7 @@ class _SectionCheck:
             for dimension in dimensions:
                 for size in names_of(dimension.size):
                     self._check_size(place, parameter, dimension.axis, size, signatures)
+                self._check_widest(place, parameter, dimension.size)
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))
@@ -268,6 +269,19 @@ class _SectionCheck:
                     f"the axis {axis!r} has no size: {size!r} is neither an option nor an axis of a value"
                 )
                 raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+
+    def _check_widest(self, place: Place, parameter: Parameter, size: str | int) -> None:
+        """The largest of several sites is asked for where several share a parameter."""
+        for name, (word, *_) in calls(size):
+            if name == WIDEST and parameter.share == "site":
+                message = (
+                    f"'{WIDEST}' is a size among sites that share a parameter, and this one is a site's own"
+                )
+                hint = 'there is: share = "layer", share = "model"'
+                raise fault("R032", place, message, text=parameter.axes, hint=hint)
+            if name == WIDEST and (word in self.rule.options or word.isdigit()):
+                message = f"'{WIDEST}' takes an axis of a value, and {word!r} is none"
+                raise fault("R032", place, message, text=parameter.axes)
 
     def _check_start_reads(self, name: str, parameter: Parameter) -> None:
         """What an initial value depends on is there when it is computed, once for each parameter."""

@@ -166,9 +166,21 @@ class GraphBackend:
         """The value as it is: axes are names, not numbers."""
         return terms[0].held
 
-    def lower_cayley(self, terms: Terms, _: Settings, __: Axes) -> object:
-        """The rotation of a square parameter."""
+    def lower_cayley(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The rotation of a square parameter, or a series that comes near it."""
+        if count := int(settings["terms"]):
+            return self.make(operations.cayley_series, terms[0].held, count)
         return self.make(operations.cayley, terms[0].held)
+
+    def lower_skew(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """A matrix of the numbers above its diagonal."""
+        return self.make(operations.skew, terms[0].held, terms[1].held)
+
+    def lower_dot(self, terms: Terms, settings: Settings, axes: Axes) -> object:
+        """A contraction over any axis."""
+        if terms[0].axes[-1] == settings["axis"]:
+            return self.contract(*terms, axes)
+        return self.einsum(*terms, axes)
 
     def lower_softmax(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Along an axis, of all or of those that count."""
