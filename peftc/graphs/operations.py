@@ -69,6 +69,11 @@ def open_mask(mask: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
 
 
+def filled(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one number, in the dtype and on the device of another."""
+    return like.new_full(shape, value)
+
+
 def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """The channels of x [... channels] in some ranges, side by side."""
     pieces = [x[..., start:stop] for start, stop in ranges]

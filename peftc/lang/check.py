@@ -242,6 +242,7 @@ class _SectionCheck:
                 self._check_widest(place, parameter, dimension.size)
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
+            self._check_rate(self._place("parameters", name, "lr"), parameter)
             initial = known_initial(parameter.init, place, len(dimensions))
             if initial.expression is not None:
                 self._check_start_reads(name, parameter)
@@ -329,6 +330,23 @@ class _SectionCheck:
             message = f"seed = {seed!r}: there is no such option that is a whole number with min = 0 or more"
             raise fault("R028", place, message, hint=instead(seed, self._whole_options()))
         self.used.add(seed)
+
+    def _check_rate(self, place: Place, parameter: Parameter) -> None:
+        if not parameter.trainable and parameter.lr != 1.0:
+            raise fault("R061", place, f"lr = {parameter.lr!r}: a frozen parameter has no learning rate")
+        if isinstance(parameter.lr, str):
+            option = self.rule.options.get(parameter.lr)
+            if (
+                option is None
+                or type(option.default) not in (int, float)
+                or option.min is None
+                or option.min < 0
+            ):
+                message = (
+                    f"lr = {parameter.lr!r}: there is no such option that is a number with min = 0 or more"
+                )
+                raise fault("R061", place, message, hint=instead(parameter.lr, self.rule.options))
+            self.used.add(parameter.lr)
 
     def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
         option = self.rule.options.get(name)

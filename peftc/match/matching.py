@@ -226,6 +226,7 @@ class Matcher:
                 seed(bound, number, site, name, parameter),
                 computed,
                 read_of_calls(site, behind),
+                float(bound.options[parameter.lr] if isinstance(parameter.lr, str) else parameter.lr),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
