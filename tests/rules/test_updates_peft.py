@@ -165,7 +165,7 @@ def test_values_and_gradients(name: str) -> None:
             assert ours.grad is not None
             assert other.grad is not None
             assert relative(turn(ours.grad), other.grad) <= 1e-5
-    merged = {each: p for each, p in theirs.merge_and_unload().named_parameters()}
+    merged = dict(theirs.merge_and_unload().named_parameters())
     for path, parameter in compiled.merge_and_unload().named_parameters():
         assert relative(parameter, merged[path]) <= 1e-5, path
 
@@ -193,7 +193,9 @@ def test_an_initial_part_of_the_matrix_is_the_same(name: str) -> None:
     """Signs of the vectors are free: the products must agree; then training must, from the same ones."""
     torch.manual_seed(0)
     model = Two()
-    compiled: Any = peftc.compile(model, [f"{name}:path=*(rank={RANK}, alpha={ALPHA})"], {"x": X}, defaults=False)
+    compiled: Any = peftc.compile(
+        model, [f"{name}:path=*(rank={RANK}, alpha={ALPHA})"], {"x": X}, defaults=False
+    )
     theirs: Any = peft.get_peft_model(copy.deepcopy(model), lora(init_lora_weights=name)(0.0))
     assert torch.equal(compiled(X), model(X))
     held = []
@@ -212,7 +214,9 @@ def test_an_initial_part_of_the_matrix_is_the_same(name: str) -> None:
             b_.copy_(b * sign)
         held.append((a, a_, sign[:, None]))
         held.append((b, b_, sign))
-    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.5) for m in (compiled, theirs)]
+    optimizers = [
+        torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.5) for m in (compiled, theirs)
+    ]
     for _ in range(3):
         for each, optimizer in zip((compiled, theirs), optimizers, strict=True):
             optimizer.zero_grad()
