@@ -37,6 +37,13 @@ dense = "x @ kron(C, D, rows='d_out', columns='d_in')"
 [rewrite]
 y = "y + dense + join(dot(dot(pieces, C, axis='c_in'), D, axis='i'), outer='c_out', inner='o', to='d_out')"
 """
+PLAIN = f"""{HEAD}
+[parameters]
+C = {{ axes = "c_out=block c_in=block", init = "zeros" }}
+D = {{ axes = "o=d_out/block i=d_in/block", init = "zeros" }}
+[rewrite]
+y = "y + x @ kron(C, D, rows='d_out', columns='d_in')"
+"""
 SHARED = f"""{HEAD}
 [parameters]
 A = {{ axes = "block all_in=widest(d_in)", init = "zeros", share = "model" }}
@@ -69,9 +76,14 @@ def test_names_and_what_cancels() -> None:
     assert over("d_out", "d_out/divisor(d_out,most)") == "divisor(d_out,most)"
 
 
-@pytest.mark.parametrize("text", [SKEW, KRONECKER, SHARED])
+@pytest.mark.parametrize("text", [SKEW, KRONECKER, PLAIN, SHARED])
 def test_lengths_add_up(text: str) -> None:
     check(read_text(text, "sized.toml"))
+
+
+@pytest.mark.parametrize("same", ["1*d_in/block", "2*d_in/block/2", "d_in*block/block/block"])
+def test_the_order_of_factors_means_nothing(same: str) -> None:
+    check(read_text(PLAIN.replace("i=d_in/block", f"i={same}"), "sized.toml"))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,12 @@ def test_lengths_add_up(text: str) -> None:
         (SKEW, "=pairs(block)", "=pairs(seq)", "the length of 'seq' changes from call to call"),
         (KRONECKER, "divisor(d_in, block)", "divisor(d_in, 3)", "the axis 'c_in' is divisor(d_in,3) long"),
         (KRONECKER, "i=d_in/divisor(d_in,block)", "i=d_in/block", "the axis 'd_in' is d_in long on one side"),
+        (PLAIN, "i=d_in/block", "i=d_in/2", "the axis 'd_in' is d_in long on one side, block*d_in/2 on the other"),
+        (PLAIN, "o=d_out/block", "o=d_out", "the axis 'd_out' is d_out long on one side, block*d_out on the other"),
+        (PLAIN, "i=d_in/block", "i=d_in//block", "'d_in//block' is no size"),
+        (PLAIN, "i=d_in/block", "i=d_in/blok", "'blok' is neither an option nor an axis of a value"),
+        (PLAIN, "i=d_in/block", "i=d_in/block/0", "'d_in/block/0' is no size"),
+        (PLAIN, "i=d_in/block", "i=block/d_in*d_in", "the axis 'd_in' is"),
         (SHARED, ', share = "model"', "", "'widest' is a size among sites that share a parameter"),
         (SHARED, "widest(d_in)", "widest(block)", "'widest' takes an axis of a value, and 'block' is none"),
         (SHARED, "widest(d_in)", "widest(7)", "'widest' takes an axis of a value, and '7' is none"),
