@@ -230,20 +230,22 @@ class _SectionCheck:
             taken[name] = what
 
     def _check_parameters(self, signatures: list[Signature]) -> None:
+        for name, parameter in self.section.parameters.items():  # all of them before any that reads another
+            try:
+                read_dimensions(parameter.axes)
+            except AxesError as error:
+                place = self._place("parameters", name)
+                raise fault("R010", place, str(error), text=parameter.axes) from None
         for name, parameter in self.section.parameters.items():
             place = self._place("parameters", name)
-            try:
-                dimensions = read_dimensions(parameter.axes)
-            except AxesError as error:
-                raise fault("R010", place, str(error), text=parameter.axes) from None
-            for dimension in dimensions:
+            for dimension in parameter.dimensions:
                 for size in names_of(dimension.size):
                     self._check_size(place, parameter, dimension.axis, size, signatures)
                 self._check_widest(place, parameter, dimension.size)
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
             self._check_rate(self._place("parameters", name, "lr"), parameter)
-            initial = known_initial(parameter.init, place, len(dimensions))
+            initial = known_initial(parameter.init, place, len(parameter.dimensions))
             if initial.expression is not None:
                 self._check_start_reads(name, parameter)
             for key, value in initial.settings:

@@ -24,6 +24,7 @@ def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
 
 SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
+PISSA = (default_library().folders[0] / "pissa.toml").read_text()
 ADALORA = (default_library().folders[0] / "adalora.toml").read_text()
 DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
@@ -168,6 +169,7 @@ CASES = [
     case("R061", LORA, ('lr = "lr_ratio"', 'lr = "lr_ratio", trainable = false')),
     case("R032", LORA, ('"rank d_in"', '"rank d_in=widest(d_in)"')),
     case("R010", LORA, ('"rank d_in"', '"rank d_in=smallest(d_in)"')),
+    case("R010", PISSA, ('A0 = { axes = "rank d_in"', 'A0 = { axes = "rank rank"')),
     case("R003", ADALORA, ("weight =", "wieght =")),
     case("R003", ADALORA, ("settings  ", "stetings  ")),
     case("R004", ADALORA, ('policy     = "rank_budget"\n', "")),
