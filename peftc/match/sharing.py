@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from peftc.analyse import Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Parameter
+from peftc.lang import Bound, Parameter, Section, signature
+from peftc.lang.sizes import WIDEST
 from peftc.match.plan import NewParameter, Plan
 
 
@@ -24,6 +26,18 @@ def seed(bound: Bound, number: int, site: Site, name: str, parameter: Parameter)
     where = {"site": site.id, "layer": site.layer, "model": ""}[parameter.share]
     told = f"{given} {bound.rule.name} {number} {name} {where}"
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
+
+
+def widest(section: Section, site: Site, parameter: Parameter, sites: Sequence[Site]) -> dict[str, int]:
+    """The largest size of each axis among the sites that share a parameter with this one, under its name in sizes."""
+    if parameter.share == "site":
+        return {}
+    found: dict[str, int] = {}
+    for other in sites:
+        if parameter.share == "model" or other.layer == site.layer:
+            for axis, size in signature(section, other.role).sizes_at(other.sizes).items():
+                found[f"{WIDEST}({axis})"] = max(size, found.get(f"{WIDEST}({axis})", 0))
+    return found
 
 
 def refuse_misfits(plan: Plan) -> None:

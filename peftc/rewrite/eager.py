@@ -12,7 +12,7 @@ from peftc.graphs import operations
 from peftc.lang import Axes, Rule, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
-from peftc.rewrite.backend import GraphBackend
+from peftc.rewrite.backend import AbsentWeight, GraphBackend
 
 
 class EagerBackend(GraphBackend):
@@ -46,15 +46,21 @@ def weight_terms(
     told = signature(section, site.role)
     given = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
     named = {name for expression in expressions(rule, section).values() for name in expression.names}
-    for port, path in site.weights.items():
-        role_port = ROLES[site.role].ports[port]
-        if port in named and port in told.ports and role_port.kind == "weight":
-            called = dict(zip(role_port.axes, told.ports[port], strict=False))
+    for port, role_port in ROLES[site.role].ports.items():
+        if role_port.kind != "weight" or port not in named or port not in told.ports:
+            continue
+        own = told.ports[port]
+        if port in site.weights:
+            called = dict(zip(role_port.axes, own, strict=False))
             order = site.stored.get(port, role_port.axes)
-            axes = tuple(called[axis] for axis in order) if port in site.stored else told.ports[port]
-            held = Term(axes, own_part(site, read(path), order, backend))
+            axes = tuple(called[axis] for axis in order) if port in site.stored else own
+            held = Term(axes, own_part(site, read(site.weights[port]), order, backend))
             # In the role's order, as when the rule was proved: some operations ask which axis is the last.
-            given[port] = Term(told.ports[port], backend.align(held, told.ports[port]))
+            given[port] = Term(own, backend.align(held, own))
+        elif role_port.neutral is not None:
+            like = read(next(iter(site.weights.values())))
+            shape = tuple(site.sizes[axis] for axis in role_port.axes)
+            given[port] = Term(own, AbsentWeight(role_port.neutral, shape, like))
     return given
 
 

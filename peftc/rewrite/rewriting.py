@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
+from torch.nn import functional
 
 from peftc.analyse import Analysis, Located, Port, Use
 from peftc.errors import ProgramError
@@ -17,7 +18,7 @@ from peftc.lang import Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, NewParameter, Plan
 from peftc.rewrite.backend import AbsentMask, GraphBackend
-from peftc.rewrite.eager import weight_terms
+from peftc.rewrite.eager import own_part, weight_terms
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -95,6 +96,12 @@ class Rewriter:
     def __init__(self, graph: fx.Graph, moved: Mapping[fx.Node, fx.Node]) -> None:
         self.graph, self.moved = graph, moved
         self.latest: dict[fx.Node, fx.Node] = {}
+        self.products: dict[
+            fx.Node, fx.Node
+        ] = {}  # a product of several parts → the one in which some were renewed
+        self.inputs: dict[
+            tuple[fx.Node, object], Any
+        ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
@@ -133,7 +140,10 @@ class Rewriter:
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
-                self.write(port, ports[port], node, application, backend, own)
+                if site.rows is not None and site.role == "linear" and port == "x":
+                    self.renew_part(ports["y"], node, application, backend)
+                else:
+                    self.write(port, ports[port], node, application, backend, own)
         for key in application.inserted.values():
             self.insert_bias(ports["y"], parameters[key], application, backend)
 
@@ -145,19 +155,23 @@ class Rewriter:
         """Where new nodes go: before the consumer of an operand, after the value of a result."""
         if before:
             return self.graph.inserting_before(at.node)
-        current = self.latest.get(at.node, at.node)
+        current = self.current(at)
         # Before the next node, not after this one: nodes then stand in the order in which they are made.
         return self.graph.inserting_before(current.next)
+
+    def current(self, at: Port) -> fx.Node:
+        """What a result has become."""
+        return self.latest.get(at.node, self.products.get(at.node, at.node))
 
     def value(self, port: str, at: Port, application: Application, backend: GraphBackend) -> Any:
         """What a port holds now."""
         if at.kind == "result":
-            node = self.latest.get(at.node, at.node)
+            node = self.current(at)
             rows = application.site.rows
             if rows is not None and application.site.role == "linear" and port == "y":
                 return backend.make(operations.take_channels, node, rows)
             return node
-        source = at.source
+        source = self.inputs.get((at.node, application.site.rows), at.source) if port == "x" else at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
             assert isinstance(query, fx.Node)
@@ -183,7 +197,7 @@ class Rewriter:
         if isinstance(new, AbsentMask):
             return
         if at.kind == "result":
-            current = self.latest.get(at.node, at.node)
+            current = self.current(at)
             rows = application.site.rows
             if rows is not None and application.site.role == "linear" and port == "y":
                 with self.graph.inserting_after(new):
@@ -198,6 +212,31 @@ class Rewriter:
             at.node.update_kwarg(at.key, new)
             if port == "mask":
                 at.node.update_kwarg("is_causal", False)
+
+    def renew_part(self, at: Port, new_x: fx.Node, application: Application, backend: GraphBackend) -> None:
+        """Give one part of a product of several its own input: its channels are computed anew, the others stay.
+
+        What earlier rules make of the product reads the renewed one, as if the part had a matrix to itself.
+        """
+        site = application.site
+        assert site.rows is not None
+        product = self.products.get(at.node, at.node)
+        before = set(self.graph.nodes)
+        with self.graph.inserting_before(product.next):
+            order = site.stored.get("W", ROLES["linear"].ports["W"].axes)
+            own = Term(order, own_part(site, self.state(site.weights["W"]), order, backend))
+            weight = backend.align(own, ROLES["linear"].ports["W"].axes)
+            bias = (
+                own_part(site, self.state(site.weights["b"]), ("d_out",), backend)
+                if "b" in site.weights
+                else None
+            )
+            part = backend.make(functional.linear, new_x, weight, bias)
+            renewed = backend.make(operations.put_channels, product, part, site.rows)
+        made = {node for node in self.graph.nodes if node not in before}
+        product.replace_all_uses_with(renewed, delete_user_cb=lambda user: user not in made)
+        self.products[at.node] = renewed
+        self.inputs[at.node, site.rows] = new_x
 
     def insert_bias(
         self, at: Port, parameter: NewParameter, application: Application, backend: GraphBackend
