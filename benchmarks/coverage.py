@@ -38,7 +38,7 @@ SPECS = (
     "prefix:4",
 )
 TRAINED = ("lora:attention(rank=4)", "lora:all-linear(rank=4)")
-SECONDS = 150
+SECONDS = 300
 STEPS = 4
 CLOSE = 1e-4
 AT_ONCE = 60

@@ -3,4 +3,15 @@
 from peftc.analyse.analysis import Analysis, Located, analyse
 from peftc.analyse.site import Convolution, Form, Gather, Port, Routing, Site, Use
 
-__all__ = ["Analysis", "Convolution", "Form", "Gather", "Located", "Port", "Routing", "Site", "Use", "analyse"]
+__all__ = [
+    "Analysis",
+    "Convolution",
+    "Form",
+    "Gather",
+    "Located",
+    "Port",
+    "Routing",
+    "Site",
+    "Use",
+    "analyse",
+]

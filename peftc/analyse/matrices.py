@@ -35,7 +35,6 @@ class Matrix:
     number: int | None = None
     refolded: bool = False
 
-
     @property
     def is_turned(self) -> bool:
         """Whether it is stored with its output channels last."""

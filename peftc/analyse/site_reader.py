@@ -41,13 +41,27 @@ def is_ours(path: str) -> bool:
 
 
 def is_scaled(node: fx.Node) -> bool:
-    """Whether a value is another times a number, or the middle of a cap: a tanh between a quotient and a product.
+    """Whether a value is another times a number."""
+    return is_call(node, "mul", "div") and isinstance(node.args[1], (int, float))
 
-    A tanh alone is no cap: poolers end with one.
-    """
-    if is_call(node, "mul", "div"):
-        return isinstance(node.args[1], (int, float))
+
+def is_shifted(node: fx.Node) -> bool:
+    """Whether a value is another and a bias of the model's own."""
+    return is_call(node, "add") and any(
+        isinstance(each, fx.Node) and each.op == "get_attr" for each in node.args
+    )
+
+
+def is_capped(node: fx.Node) -> bool:
+    """Whether a value is the middle of a cap: a tanh between a quotient and a product. Poolers end with a tanh alone."""
     return is_call(node, "tanh") and all(is_scaled(each) for each in (*node.users, *node.all_input_nodes))
+
+
+def is_given(node: object) -> bool:
+    """Whether a value is an input of the graph, at most moved."""
+    while isinstance(node, fx.Node) and operator_name(node) in MOVES:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "placeholder"
 
 
 class SiteReader:
@@ -109,7 +123,9 @@ class SiteReader:
         for node in self.projections:
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
             played.setdefault(node, [alone])
-        found = [self.linear(self.projections[node], part) for node, parts in played.items() for part in parts]
+        found = [
+            self.linear(self.projections[node], part) for node, parts in played.items() for part in parts
+        ]
         yield from told_apart(one_part_each(sorted(found, key=lambda pair: self.order[pair[1].anchor])))
 
     def linear(self, projection: Projection, part: Part) -> tuple[Site, Use]:
@@ -247,7 +263,7 @@ class SiteReader:
             yield site, Use(node, {"ids": Port("value", node, 1), "y": Port("result", node)}, Gather(node))
 
     def head_nodes(self) -> Iterator[fx.Node]:
-        """Projections outside any block whose product is an output of the model, at most moved, scaled or capped."""
+        """Projections outside any block whose product is an output of the model, at most moved, scaled, capped or shifted."""
         output = next(node for node in self.graph.nodes if node.op == "output")
         leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
         seen: set[fx.Node] = set()
@@ -259,12 +275,24 @@ class SiteReader:
             if leaf in self.projections:
                 if block_of(leaf, self.blocks) is None:
                     yield leaf
-            elif not is_tensor(leaf) or operator_name(leaf) in MOVES or is_scaled(leaf):
+            elif (
+                not is_tensor(leaf)
+                or operator_name(leaf) in MOVES
+                or any(is_so(leaf) for is_so in (is_scaled, is_shifted, is_capped))
+            ):
                 leaves.extend(leaf.all_input_nodes)
 
     def head_sites(self) -> Iterator[tuple[Site, Use]]:
-        """Heads, told apart by whether they are as wide as the model's largest table, that of the tokens."""
-        tables = [module.num_embeddings for module in self.root.modules() if isinstance(module, nn.Embedding)]
+        """Heads, told apart by whether they are as wide as the table of the tokens.
+
+        That is the largest that a call's own ids are looked up in: a table of positions may be larger still. A call that
+        gives no ids says nothing, and the model's largest table stands for it.
+        """
+        tables = [
+            shape(node.args[0])[0]  # type: ignore[arg-type]
+            for node in self.graph.nodes
+            if is_call(node, "embedding") and is_given(node.args[1])
+        ] or [module.num_embeddings for module in self.root.modules() if isinstance(module, nn.Embedding)]
         for node in self.projections:
             if node not in self.heads:
                 continue

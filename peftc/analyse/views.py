@@ -42,7 +42,9 @@ class View:
         for size in reversed(self.sizes):
             steps.insert(0, step)
             step *= size
-        alike = all(one == other for size, one, other in zip(self.sizes, self.steps, steps, strict=True) if size > 1)
+        alike = all(
+            one == other for size, one, other in zip(self.sizes, self.steps, steps, strict=True) if size > 1
+        )
         return alike and step == value(self.parameter).numel()
 
 

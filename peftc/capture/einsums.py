@@ -104,14 +104,18 @@ def product(graph: fx.Graph, at: fx.Node, x: fx.Node, weight: fx.Node, told: Equ
         return made(graph, at, aten.permute.default, node, [have.index(each) for each in want])
 
     def flat(node: fx.Node, first: int, count: int) -> fx.Node:
-        return node if count == 1 else made(graph, at, aten.flatten.using_ints, node, first, first + count - 1)
+        return (
+            node if count == 1 else made(graph, at, aten.flatten.using_ints, node, first, first + count - 1)
+        )
 
     count, width = len(told.stack), len(told.channels)
     rows = turned(x, told.x, told.stack + told.rows + told.summed)
     rows = flat(rows, count + len(told.rows), len(told.summed))
     is_turned = told.weight == told.stack + told.summed + told.channels
     first, second = (told.summed, told.channels) if is_turned else (told.channels, told.summed)
-    matrix = turned(weight, told.weight, told.stack + first + second)  # a view of the weight, where it can be one
+    matrix = turned(
+        weight, told.weight, told.stack + first + second
+    )  # a view of the weight, where it can be one
     matrix = flat(flat(matrix, count, len(first)), count + 1, len(second))
     if count:
         matrix = matrix if is_turned else made(graph, at, aten.transpose.int, matrix, -1, -2)
@@ -124,4 +128,3 @@ def product(graph: fx.Graph, at: fx.Node, x: fx.Node, weight: fx.Node, told: Equ
         assert prod(sizes) == value(y).shape[-1]
         y = made(graph, at, aten.unflatten.int, y, -1, sizes)
     return turned(y, told.stack + told.rows + told.channels, told.out)
-

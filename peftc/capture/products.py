@@ -32,7 +32,11 @@ class TurnLeftProducts:
         """Replace them."""
         changed = 0
         for node in list(graph.nodes):
-            if not is_call(node, "matmul", "bmm") or not is_tensor(node.args[0]) or not is_tensor(node.args[1]):
+            if (
+                not is_call(node, "matmul", "bmm")
+                or not is_tensor(node.args[0])
+                or not is_tensor(node.args[1])
+            ):
                 continue
             weight, x = node.args[0], node.args[1]
             alone = is_parameter(weight) and value(weight).dim() == 2 and value(x).dim() >= 3

@@ -80,6 +80,11 @@ def open_mask(mask: Tensor, length: int) -> Tensor:
     return torch.cat([best.expand(*mask.shape[:-1], length), mask], -1)
 
 
+def filled(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one number, in the dtype and on the device of another."""
+    return like.new_full(shape, value)
+
+
 def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """The channels of x [... channels] in some ranges, side by side."""
     return take_along(x, ranges, -1)
@@ -160,10 +165,36 @@ def mean_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
 
 def cayley(x: Tensor) -> Tensor:
     """The orthogonal (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, x [... n n]; 1 where x is 0."""
-    skew = (x - x.transpose(-1, -2)) / 2
-    one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    wide = widened(x)
+    skew = (wide - wide.transpose(-1, -2)) / 2
+    one = torch.eye(x.shape[-1], dtype=wide.dtype, device=x.device)
     rotation: Tensor = torch.linalg.solve(one - skew, one + skew)
-    return rotation
+    return rotation.to(x.dtype)
+
+
+def cayley_series(x: Tensor, terms: int) -> Tensor:
+    """The first terms 1 + 2 S + 2 S² + … of `cayley`'s series, the last one once: its rest is as large again."""
+    skew = (x - x.transpose(-1, -2)) / 2
+    power = identity_like(x)
+    total = power
+    for term in range(1, terms):
+        power = power @ skew if term > 1 else skew
+        total = total + (power if term == terms - 1 > 1 else 2 * power)
+    return total
+
+
+def skew(x: Tensor, size: int) -> Tensor:
+    """x [... pairs] above the diagonal of [... size size], row by row, and −x below it."""
+    rows, columns = torch.triu_indices(size, size, 1, device=x.device)
+    places = torch.zeros(size, size, dtype=torch.long, device=x.device)
+    places[rows, columns] = torch.arange(rows.shape[0], device=x.device)
+    upper = x[..., places].triu(1)
+    return upper - upper.transpose(-1, -2)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in single precision, if it has less: decompositions know no other."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def softmax_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
@@ -182,10 +213,10 @@ def identity_like(x: Tensor) -> Tensor:
 
 def orthogonal(x: Tensor) -> Tensor:
     """Orthonormal columns of x [... m n], m ≥ n, as Gram and Schmidt make them: x = Q R with R's diagonal above 0."""
-    q, r = torch.linalg.qr(x)
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
+    q, r = torch.linalg.qr(widened(x))
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
     columns: Tensor = q * sign.unsqueeze(-2)
-    return columns
+    return columns.to(x.dtype)
 
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
@@ -216,20 +247,20 @@ def join_axes(x: Tensor, outer: int) -> Tensor:
 
 def svd_u(x: Tensor, count: int) -> Tensor:
     """The first `count` left singular vectors of x [... m n], as columns [... m count]."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).U[..., :count]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).U[..., :count]
+    return found.to(x.dtype)
 
 
 def svd_s(x: Tensor, count: int) -> Tensor:
     """The first `count` singular values of x [... m n], falling."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).S[..., :count]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).S[..., :count]
+    return found.to(x.dtype)
 
 
 def svd_vh(x: Tensor, count: int) -> Tensor:
     """The first `count` right singular vectors of x [... m n], as rows [... count n]; signs go with `svd_u`."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).Vh[..., :count, :]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).Vh[..., :count, :]
+    return found.to(x.dtype)
 
 
 def all_tokens(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class Draft:
         for parameter, place in self.parameters.values():
             read |= {name for dimension in parameter.dimensions for name in names_of(dimension.size)}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
-            read.add(str(parameter.seed))
+            read |= {str(parameter.seed), str(parameter.lr)}
         read |= {str(term.weight) for term in self.losses.values()}
         read |= {str(value) for told, _ in self.schedule.values() for value in told.settings.values()}
         return read | {train.insert for train, _ in self.train.values() if train.insert}

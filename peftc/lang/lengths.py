@@ -37,8 +37,10 @@ class Check:
         longer = str(settings[operation.longer]) if operation.longer else ""
         values = [term for term in terms if not term.is_constant]
         lengths: Lengths = {}
-        for value in values:
-            lengths = self._joined(Term((), lengths), value, axes, skip=longer, said=operation.name)
+        for value in values:  # axes that are summed are compared too
+            every = (*axes, *lengths, *value.axes)
+            lengths = self._joined(Term((), lengths), value, every, skip=longer, said=operation.name)
+        lengths = {axis: length for axis, length in lengths.items() if axis in axes}
         if longer:
             # What is in front is told first: a number is a count of new keys, which always go in front.
             in_front = sorted(terms, key=lambda term: not term.is_constant)
@@ -51,8 +53,8 @@ class Check:
 
     def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
         one, other = lengths_of(left), lengths_of(right)
-        for axis in one.keys() & other.keys() - {skip}:
-            if one[axis] != other[axis]:
+        for axis in one:
+            if axis in other and axis != skip and one[axis] != other[axis]:
                 raise AxesError(
                     f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
                 )
@@ -94,6 +96,4 @@ def proving_scope(
         return Term(axes, {axis: lengths.get(axis, axis) for axis in axes})
 
     named = cast("Mapping[str, Constant]", symbols)
-    return Scope(
-        rule, named, given, backend or Check(), new_parameter, section=section, stack=role.stack
-    )
+    return Scope(rule, named, given, backend or Check(), new_parameter, section=section, stack=role.stack)

@@ -45,7 +45,9 @@ class Lifted(Check):
         return axes.index(self.stack) == (ANY in axes)
 
 
-def lift_problem(rule: Rule, section: Section, role: str, stack: str, options: Mapping[str, Constant]) -> str | None:
+def lift_problem(
+    rule: Rule, section: Section, role: str, stack: str, options: Mapping[str, Constant]
+) -> str | None:
     """Why a section cannot act on a stack of matrices, or None. `options` are those that it acts with."""
     if section.loss or section.schedule:
         what = "adds to the loss" if section.loss else "follows a schedule"
@@ -53,7 +55,11 @@ def lift_problem(rule: Rule, section: Section, role: str, stack: str, options: M
     told = signature(section, role, stack)
     read = expressions(rule, section).values()
     named = {name for expression in read for name in expression.names} | {*section.rewrite}
-    taken = named | {*signature(section, role).sizes} | {d.axis for p in section.parameters.values() for d in p.dimensions}
+    taken = (
+        named
+        | {*signature(section, role).sizes}
+        | {d.axis for p in section.parameters.values() for d in p.dimensions}
+    )
     if stack in taken:
         return f"it is a stack of {stack}, which is the name of something else here"
     if missing := sorted(port for port in ROLES[role].ports if port in named and port not in told.ports):

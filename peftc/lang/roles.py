@@ -25,13 +25,17 @@ CALL_AXES = frozenset({"*", "batch", "seq", "queries", "keys"})
 
 @dataclass(frozen=True)
 class Port:
-    """A value or an operand at a site, with its default axes. An optional port is absent at some sites."""
+    """A value or an operand at a site, with its default axes. An optional port is absent at some sites.
+
+    `neutral` is the number that an absent weight counts as; without one, a rule that reads it leaves the site out.
+    """
 
     name: str
     kind: PortKind
     axes: Axes
     doc: str
     optional: bool = False
+    neutral: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = ()) -> Rol
     return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts)
 
 
-def _port(name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False) -> Port:
-    return Port(name, kind, read_axes(axes), doc, optional)
+def _port(
+    name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False, neutral: float | None = None
+) -> Port:
+    return Port(name, kind, read_axes(axes), doc, optional, neutral)
 
 
 OTHER = "other"
@@ -81,7 +87,9 @@ SCOPES = ("encoder", "decoder", "cross")
 _WEIGHT = _port(
     "W", "weight", "d_out d_in", "The matrix; its axes are lined up by name, however it is stored."
 )
-_BIAS = _port("b", "weight", "d_out", "What is added to the product; many models have none.", optional=True)
+_BIAS = _port(
+    "b", "weight", "d_out", "What is added to the product; many models have none.", optional=True, neutral=0
+)
 _TOKENS = _port(
     "tokens",
     "value",
@@ -137,7 +145,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("x", "operand", "* d", "What is normalised."),
                 _port("y", "result", "* d", "The normalised value, scaled and shifted."),
                 _port("W", "weight", "d", "The scale.", optional=True),
-                _port("b", "weight", "d", "The shift; RMS norms have none.", optional=True),
+                _port("b", "weight", "d", "The shift; RMS norms have none.", optional=True, neutral=0),
             ),
             _role(
                 "embedding",

@@ -18,6 +18,19 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
     sections = [bound.rule.sections[number] for number in sorted(acting)]
     if losses := [name for section in sections for name in section.loss]:
         yield f"{bound.label} adds to the loss while training: {', '.join(losses)}"
+    rates = {
+        each.name: each.lr
+        for application in applications
+        if application.rule == bound.label
+        for each in application.parameters
+        if each.lr != 1.0
+    }
+    if rates:
+        said = ", ".join(f"{name} at {factor:g} times" for name, factor in rates.items())
+        yield (
+            f"{bound.label} trains {said} the learning rate: peftc finetune sees to it; elsewhere give the "
+            "optimiser peftc.param_groups(compiled, lr)"
+        )
     if policies := [told.policy for section in sections for told in section.schedule.values()]:
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
@@ -58,13 +71,22 @@ def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
 
 
 def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
-    """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
+    """Ports that a section's expressions read and that this site does not have.
+
+    Masks may be absent: that is a value; so may biases, which are then 0.
+    """
     ports = ROLES[site.role].ports
     names: set[str] = {
         name for expression in expressions(rule, section).values() for name in expression.names
     }
     needed = [port for name, port in ports.items() if name in names]
-    absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
+    absent = [
+        port.name
+        for port in needed
+        if port.kind == "weight"
+        and port.name not in site.weights
+        and (port.neutral is None or not site.weights)
+    ]
     if "h" in names and "h" in ports and "d_model" not in site.sizes:
         absent.append("h")
     return absent

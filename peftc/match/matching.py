@@ -19,7 +19,7 @@ from peftc.lang.sizes import size_at
 from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
-from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied
+from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -189,7 +189,7 @@ class Matcher:
         """Add one application, or the skip that says why there is nothing to do."""
         trains = {port: site.weights[port] for port in section.train if port in site.weights}
         inserted: dict[str, str] = {}
-        parameters = list(self.new_parameters(bound, section, site, number))
+        parameters = list(self.new_parameters(bound, section, site, number, chosen))
         for port, train in section.train.items():
             if port in trains:
                 continue
@@ -226,12 +226,13 @@ class Matcher:
         self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
 
     def new_parameters(
-        self, bound: Bound, section: Section, site: Site, number: int
+        self, bound: Bound, section: Section, site: Site, number: int, chosen: Sequence[Site]
     ) -> Iterable[NewParameter]:
-        """The parameters that a section makes at a site."""
-        known = {**bound.options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
+        """The parameters that a section makes at a site, which is one of those that it goes to."""
+        own = {**bound.options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
         for name, parameter in section.parameters.items():
+            known = {**own, **widest(section, site, parameter, chosen)}
             initial = parameter.initial
             computed = initial.expression is not None
             behind = names_behind(found, "parameters", name) if computed else ()
@@ -253,6 +254,7 @@ class Matcher:
                 computed,
                 read_of_calls(site, behind),
                 stacked,
+                float(bound.options[parameter.lr] if isinstance(parameter.lr, str) else parameter.lr),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:

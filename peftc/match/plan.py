@@ -32,6 +32,7 @@ class NewParameter:
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
         seed: what it is drawn with; None for torch's own generator.
+        lr: the factor on the learning rate.
     """
 
     name: str
@@ -47,6 +48,7 @@ class NewParameter:
     computed: bool = False
     data: tuple[str, ...] = ()
     stacked: bool = False
+    lr: float = 1.0
 
     @property
     def count(self) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Parameter
+from peftc.lang import Bound, Parameter, Section, signature
+from peftc.lang.sizes import WIDEST
 from peftc.match.plan import Application, NewParameter, Plan
 
 WEIGHTED = ("linear", "embedding")
@@ -44,6 +45,18 @@ def seed(bound: Bound, number: int, site: Site, name: str, parameter: Parameter)
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
 
 
+def widest(section: Section, site: Site, parameter: Parameter, sites: Sequence[Site]) -> dict[str, int]:
+    """The largest size of each axis among the sites that share a parameter with this one, under its name in sizes."""
+    if parameter.share == "site":
+        return {}
+    found: dict[str, int] = {}
+    for other in sites:
+        if parameter.share == "model" or other.layer == site.layer:
+            for axis, size in signature(section, other.role, other.stack).sizes_at(other.sizes).items():
+                found[f"{WIDEST}({axis})"] = max(size, found.get(f"{WIDEST}({axis})", 0))
+    return found
+
+
 def refuse_misfits(plan: Plan) -> None:
     """Raise MatchError if places that share a parameter need it in different shapes."""
     first: dict[str, NewParameter] = {}
@@ -60,7 +73,11 @@ def refuse_misfits(plan: Plan) -> None:
 def shared_edit(application: Application, port: str) -> tuple[str, ...]:
     """What tells an edit that is one for several names of a weight; nothing for any other."""
     keys = [each.shared for each in application.parameters]
-    return (application.site.weights[port], port, *keys) if keys and all(keys) else ()
+    return (
+        (application.site.weights[port], port, str(application.site.rows), *keys)
+        if keys and all(keys)
+        else ()
+    )
 
 
 def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:

@@ -13,7 +13,7 @@ from peftc.graphs import operations
 from peftc.lang import ANY, Axes, Rule, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
-from peftc.rewrite.backend import GraphBackend
+from peftc.rewrite.backend import AbsentWeight, GraphBackend
 
 
 class EagerBackend(GraphBackend):
@@ -47,15 +47,20 @@ def weight_terms(
     told = signature(section, site.role, site.stack)
     given = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
     named = {name for expression in expressions(rule, section).values() for name in expression.names}
-    for port, path in site.weights.items():
-        role_port = ROLES[site.role].ports[port]
-        if port in named and port in told.ports and role_port.kind == "weight":
-            weight = laid_out(site, port, read(path), backend)
-            held = Term(
-                stored_axes(section, site, port), own_part(site, weight, site.axes(port), backend)
-            )
+    for port, role_port in ROLES[site.role].ports.items():
+        if role_port.kind != "weight" or port not in named or port not in told.ports:
+            continue
+        own = told.ports[port]
+        if port in site.weights:
+            weight = laid_out(site, port, read(site.weights[port]), backend)
+            part = own_part(site, weight, site.axes(port), backend)
+            held = Term(stored_axes(section, site, port), part)
             # In the role's order, as when the rule was proved: some operations ask which axis is the last.
-            given[port] = Term(told.ports[port], backend.align(held, told.ports[port]))
+            given[port] = Term(own, backend.align(held, own))
+        elif role_port.neutral is not None:
+            like = read(next(iter(site.weights.values())))
+            shape = tuple(site.sizes[axis] for axis in site.axes(port))
+            given[port] = Term(own, AbsentWeight(role_port.neutral, shape, like))
     return given
 
 
@@ -72,7 +77,9 @@ def laid_out(site: Site, port: str, weight: Any, backend: GraphBackend) -> Any:
     axes = site.axes(port)
     if ANY in axes or not site.refolded:
         return weight
-    return backend.make(torch.reshape, weight, tuple(-1 if axis == "d_out" else site.sizes[axis] for axis in axes))
+    return backend.make(
+        torch.reshape, weight, tuple(-1 if axis == "d_out" else site.sizes[axis] for axis in axes)
+    )
 
 
 def own_part(site: Site, weight: Any, order: Axes, backend: GraphBackend) -> Any:

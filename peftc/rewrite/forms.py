@@ -21,9 +21,7 @@ from peftc.lang.walk import Sign
 from peftc.rewrite.backend import GraphBackend
 
 
-def backend_for(
-    graph: fx.Graph, name: str, meta: Mapping[str, Any], site: Site, form: Form
-) -> GraphBackend:
+def backend_for(graph: fx.Graph, name: str, meta: Mapping[str, Any], site: Site, form: Form) -> GraphBackend:
     """The backend for a use of a site."""
     match form:
         case Convolution(call):
@@ -107,7 +105,9 @@ class ConvolutionBackend(GraphBackend):
         source = term.held.source
         return Term(
             term.axes,
-            self.convolved(term.held, self.make(operations.one_hot_kernels, source, self.kernel, self.groups)),
+            self.convolved(
+                term.held, self.make(operations.one_hot_kernels, source, self.kernel, self.groups)
+            ),
         )
 
     def convolved(self, patches: Patches, kernels: Any) -> Any:
@@ -196,7 +196,7 @@ class StackBackend(GraphBackend):
     def spread(self, term: Term, rows: Term) -> Term:
         """For each row, what its own matrix has."""
         rest = tuple(axis for axis in term.axes if axis != self.stack)
-        held = self.align(term, (self.stack, *rest))
+        held = self.align(self.present(term), (self.stack, *rest))
         match self.routing:
             case Routing("sorted", by=ends):
                 held = self.make(operations.rows_of_groups, held, ends, rows.held)

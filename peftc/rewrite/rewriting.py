@@ -8,17 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from torch import fx
+from torch.nn import functional
 
 from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
-from peftc.lang import Bound, Parameter, Scope, Section, Term, signature
+from peftc.lang import ANY, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.match.plan import HOME, Application, NewParameter, Plan
 from peftc.rewrite.backend import AbsentMask, GraphBackend
-from peftc.rewrite.eager import weight_terms
+from peftc.rewrite.eager import laid_out, own_part, weight_terms
 from peftc.rewrite.forms import backend_for
 from peftc.rewrite.losses import add_losses
 
@@ -110,6 +111,12 @@ class Rewriter:
     def __init__(self, graph: fx.Graph, moved: Mapping[fx.Node, fx.Node]) -> None:
         self.graph, self.moved = graph, moved
         self.latest: dict[fx.Node, fx.Node] = {}
+        self.products: dict[
+            fx.Node, fx.Node
+        ] = {}  # a product of several parts → the one in which some were renewed
+        self.inputs: dict[
+            tuple[fx.Node, object], Any
+        ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
@@ -145,12 +152,21 @@ class Rewriter:
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
                 scope = Scope(
-                    bound.rule, bound.options, given, backend, new_parameter, section=section, stack=site.stack
+                    bound.rule,
+                    bound.options,
+                    given,
+                    backend,
+                    new_parameter,
+                    section=section,
+                    stack=site.stack,
                 )
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
-                self.write(port, ports[port], node, use, backend, own)
+                if use.rows is not None and port == "x":
+                    self.renew_part(ports, node, site, use, backend)
+                else:
+                    self.write(port, ports[port], node, use, backend, own)
         for key in application.inserted.values():
             self.insert_bias(ports["y"], parameters[key], use, backend)
 
@@ -173,18 +189,22 @@ class Rewriter:
         """Where new nodes go: before the consumer of an operand, after the value of a result."""
         if before:
             return self.graph.inserting_before(at.node)
-        current = self.latest.get(at.node, at.node)
+        current = self.current(at)
         # Before the next node, not after this one: nodes then stand in the order in which they are made.
         return self.graph.inserting_before(current.next)
+
+    def current(self, at: Port) -> fx.Node:
+        """What a result has become."""
+        return self.latest.get(at.node, self.products.get(at.node, at.node))
 
     def value(self, port: str, at: Port, use: Use, backend: GraphBackend) -> Any:
         """What a port holds now."""
         if at.kind == "result":
-            node = self.latest.get(at.node, at.node)
+            node = self.current(at)
             if use.rows is not None:
                 return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
-        source = at.source
+        source = self.inputs.get((at.node, use.rows), at.source) if port == "x" else at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
             assert isinstance(query, fx.Node)
@@ -210,7 +230,7 @@ class Rewriter:
         if isinstance(new, AbsentMask):
             return
         if at.kind == "result":
-            current = self.latest.get(at.node, at.node)
+            current = self.current(at)
             with self.graph.inserting_after(new):
                 new = backend.put_back(new, current)
             own = own | {new}
@@ -228,9 +248,43 @@ class Rewriter:
             if port == "mask":
                 at.node.update_kwarg("is_causal", False)
 
-    def insert_bias(
-        self, at: Port, parameter: NewParameter, use: Use, backend: GraphBackend
+    def renew_part(
+        self, ports: Mapping[str, Port], new_x: fx.Node, site: Site, use: Use, backend: GraphBackend
     ) -> None:
+        """Give one part of a product of several its own input: its channels are computed anew, the others stay.
+
+        What earlier rules make of the product reads the renewed one, as if the part had a matrix to itself.
+        """
+        assert use.rows is not None
+        at = ports["y"]
+        product = self.products.get(at.node, at.node)
+        before = set(self.graph.nodes)
+        with self.graph.inserting_before(product.next):
+            terms = {}
+            for port, path in site.weights.items():
+                order = site.axes(port)
+                part = own_part(site, laid_out(site, port, self.state(path), backend), order, backend)
+                want = (*([site.stack] if site.stack else []), *ROLES["linear"].ports[port].axes)
+                terms[port] = Term(want, backend.align(Term(order, part), want))
+            renewed = backend.make(
+                operations.put_channels, product, self.product_of(new_x, terms, site, backend), use.rows
+            )
+        made = {node for node in self.graph.nodes if node not in before}
+        product.replace_all_uses_with(renewed, delete_user_cb=lambda user: user not in made)
+        self.products[at.node] = renewed
+        self.inputs[ports["x"].node, use.rows] = new_x
+
+    def product_of(self, x: fx.Node, terms: Mapping[str, Term], site: Site, backend: GraphBackend) -> Any:
+        """x times a weight, and its bias."""
+        if not site.stack:
+            return backend.make(
+                functional.linear, x, terms["W"].held, terms["b"].held if "b" in terms else None
+            )
+        out = (ANY, site.stack, "d_out")
+        y = backend.contract(Term((ANY, site.stack, "d_in"), x), terms["W"], out)
+        return y if "b" not in terms else backend.pointwise("+", Term(out, y), terms["b"], out)
+
+    def insert_bias(self, at: Port, parameter: NewParameter, use: Use, backend: GraphBackend) -> None:
         """Add a zero parameter to a result, in place of the bias that its site lacks."""
         with self.insertion(at, before=False):
             before = set(self.graph.nodes)

@@ -77,7 +77,8 @@ class Starting:
                 f"but is {list(parameter.shape)} at {site.id}",
                 hint=HINT if parameter.data else None,
             )
-        return tensor.clone()
+        # In the order in which a saved one is read again: products round differently over other strides.
+        return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|\d+(?:\.\d+)?|[<>=!]=|[-+*/@<>]")
 OPERATORS = ("+", "-", "*", "/", "@")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 OPERAND = r"[A-Za-z_][A-Za-z0-9_]*"
-SIZES = {"d_in": 5, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
+SIZES = {"d_in": 12, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
          "keys": 3, "queries": 3, "batch": 2, "seq": 3}  # fmt: skip
 
 
@@ -128,6 +128,7 @@ def surface(rule: Rule) -> str:
         lines += [
             f"    {name} [{made.axes}] {made.init} {made.dtype} "
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
+            + (f", learning rate times {made.lr}" if made.lr != 1.0 else "")
             for name, made in sorted(section.parameters.items())
         ]
         lines += [
@@ -159,7 +160,7 @@ def _seeded(*names: object) -> torch.Generator:
 
 
 def numbers(rule: Rule) -> dict[str, Any]:
-    """What a rule computes, with each choice of its options: new values, merges, laws, and where it is off."""
+    """What a rule computes, with each choice of its options: new values, merges, first values, laws, where it is off."""
     return {
         f"{options} {number} {role}": _at(rule, section, role, options)
         for options in _settings(rule)
@@ -204,6 +205,11 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     scope = Scope(rule, options, given, Eager(training=True), new_parameter, section=section)
     edits = {f"{port} =": _held(scope.rewrite(port), given[port].axes) for port in sorted(section.rewrite)}
     merges = {f"{port} merged": _held(scope.merge(port), given[port].axes) for port in sorted(section.merge)}
+    starts = {
+        f"{name} starts": _held(scope.initial(name), section.parameters[name].named)
+        for name, parameter in sorted(section.parameters.items())
+        if parameter.initial.expression is not None
+    }
     losses = {f"loss {name}": scope.loss(name).held for name in sorted(section.loss)}
     fixed = [axis for axis in sizes if axis not in said.moving]
     left_out = [
@@ -212,7 +218,7 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
         if len(fixed) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
-    return {**edits, **merges, **losses, "parameters": made, "sites": left_out, "trained": trained}
+    return {**edits, **merges, **starts, **losses, "parameters": made, "sites": left_out, "trained": trained}
 
 
 def _drawn(shape: tuple[int, ...], port: str) -> Tensor:

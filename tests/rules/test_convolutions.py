@@ -135,7 +135,9 @@ def test_logits_and_gradients_are_those_of_hf_peft(drop: float) -> None:
         each.train()(**given).loss.backward()
     for ours, other in names.items():
         want = theirs.get_parameter(other).grad
-        assert (compiled.get_parameter(ours).grad.reshape(want.shape) - want).abs().max() <= 2e-5 * want.abs().max()
+        assert (
+            compiled.get_parameter(ours).grad.reshape(want.shape) - want
+        ).abs().max() <= 2e-5 * want.abs().max()
 
 
 MAGNITUDE = """

@@ -62,7 +62,9 @@ def test_the_equation(kind: str) -> None:
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # theirs says what it cannot
+@pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`:UserWarning"
+)  # theirs says what it cannot
 @pytest.mark.parametrize("make", [bert, llama, lambda: entry("gemma2").model()])
 def test_logits_and_gradients_are_those_of_hf_peft(make: Any) -> None:
     from peft import LoraConfig, get_peft_model
@@ -137,7 +139,11 @@ def parts(spec: str, model: nn.Module) -> dict[str, str]:
 
 
 def test_which_tables_are_chosen() -> None:
-    tables = {"embedding": "word_embeddings", "position": "position_embeddings", "table": "token_type_embeddings"}
+    tables = {
+        "embedding": "word_embeddings",
+        "position": "position_embeddings",
+        "table": "token_type_embeddings",
+    }
     model = bert()
     for part in ("embedding", "position"):
         assert parts(f"lora:{part}(rank=2)", model) == {part: tables[part]}

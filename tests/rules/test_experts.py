@@ -65,7 +65,9 @@ class ByHand(nn.Module):
             total = torch.zeros_like(token)
             for number, weight in zip(chosen, each, strict=True):
                 gate, up = (self.update(part, token, number) for part in ("gate", "up"))
-                both = torch.stack([gate, up], -1).flatten() if self.own.is_transposed else torch.cat([gate, up])
+                both = (
+                    torch.stack([gate, up], -1).flatten() if self.own.is_transposed else torch.cat([gate, up])
+                )
                 inner = self.own._apply_gate(self.product("gate_up_proj", token, number) + both)  # noqa: SLF001
                 total = total + weight * (
                     self.product("down_proj", inner, number) + self.update("down", inner, number)
@@ -313,8 +315,8 @@ def test_gradients_of_what_each_row_brings_with_it(tmp_path: Any) -> None:
 )
 def test_what_cannot_be_lifted_is_left_out_with_its_reason(rule: str, reason: str, tmp_path: Any) -> None:
     written = {
-        "loss": 'y = "y + rename(y @ gram(v, axis=\'d_out\', to=\'e\'), axis=\'e\', to=\'d_out\')"',
-        "seq": 'y = "y + mean(x, axis=\'seq\') @ M"',
+        "loss": "y = \"y + rename(y @ gram(v, axis='d_out', to='e'), axis='e', to='d_out')\"",
+        "seq": "y = \"y + mean(x, axis='seq') @ M\"",
         "experts": 'y = "y * experts"',
     }
     key = rule.strip("{}")

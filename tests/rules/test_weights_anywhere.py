@@ -224,7 +224,9 @@ def test_an_update_of_a_tied_head_leaves_the_table_alone(make: Any) -> None:
         compiled.merge_and_unload()
     ids = tokens()
     with torch.no_grad():
-        states = [each(input_ids=ids, output_hidden_states=True).hidden_states[-1] for each in (compiled, model)]
+        states = [
+            each(input_ids=ids, output_hidden_states=True).hidden_states[-1] for each in (compiled, model)
+        ]
     assert torch.equal(*states)
 
 
