@@ -8,7 +8,7 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, POINTWISE
 from peftc.analyse.positions import State, counts_up
-from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import is_call, is_tensor, operator_name, shape, value
 
 
 def table_parts(graph: fx.Graph, state: State) -> Mapping[fx.Node, str]:
@@ -45,10 +45,10 @@ def reached(gather: fx.Node) -> set[fx.Node]:
     found, queue = {gather}, [gather]
     while queue:
         for user in queue.pop().users:
-            if user not in found and is_tensor(user) and operator_name(user) in MOVES | POINTWISE:
-                if value(user).dim() == value(gather).dim():
-                    found.add(user)
-                    queue.append(user)
+            moved = user not in found and is_tensor(user) and operator_name(user) in MOVES | POINTWISE
+            if moved and value(user).dim() == value(gather).dim():
+                found.add(user)
+                queue.append(user)
     return found
 
 

@@ -16,7 +16,7 @@ VIEWS = frozenset(
     " unflatten movedim swapaxes view_as alias detach".split()
 )
 SAME = ("contiguous", "to", "clone", "lift_fresh_copy")
-PIECES = frozenset("split split_with_sizes chunk unbind tensor_split".split())
+PIECES = frozenset(["split", "split_with_sizes", "chunk", "unbind", "tensor_split"])
 
 
 @dataclass(frozen=True)

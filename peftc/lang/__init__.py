@@ -34,8 +34,8 @@ from peftc.lang.document import (
 from peftc.lang.expression import Expression, parse
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
-from peftc.lang.lifting import lift_problem
 from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.lifting import lift_problem
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
 from peftc.lang.policies import POLICIES, Policy, Target, register_policy
 from peftc.lang.reading import read_file, read_mapping, read_text

@@ -77,11 +77,11 @@ class GraphBackend:
         """Whether the module trains, as it is when the graph runs."""
         return mode_node(self.graph)
 
-    def held(self, port: str, node: Any) -> Any:
+    def held(self, _port: str, node: Any) -> Any:
         """What stands for the value of a port that a node holds."""
         return node
 
-    def put_back(self, new: Any, current: fx.Node) -> Any:
+    def put_back(self, new: Any, _current: fx.Node) -> Any:
         """A new value of a result, held as the node is that it takes the place of."""
         return new
 

@@ -150,7 +150,7 @@ class Rewriter:
                 for port, at in ports.items():
                     given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
-                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
+                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
                 scope = Scope(
                     bound.rule,
                     bound.options,
@@ -212,7 +212,7 @@ class Rewriter:
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
         return backend.held(port, source)
 
-    def all_tokens(self, given: Mapping[str, Term], ports: Mapping[str, Port], backend: GraphBackend) -> Any:
+    def all_tokens(self, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
         """What says that every token is real, where a call tells nothing of padding."""
         like = next(ports[port].source for port in ("h", "x", "q") if port in ports)
         return backend.make(operations.all_tokens, like)
