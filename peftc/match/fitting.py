@@ -56,8 +56,6 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
 
 def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
     """Why what a section does has no place at a site whose values are not held as its ports say, or None."""
-    if site.part == CONV and "x" in section.rewrite:
-        return "x is what a convolution reads for each place: it can be read, not rewritten"
     if not site.stack and site.part != CONV:
         return None
     found = expressions(rule, section)

@@ -163,7 +163,7 @@ class Rewriter:
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
-                if use.rows is not None and port == "x":
+                if port == "x" and (use.rows is not None or isinstance(use.form, Convolution)):
                     self.renew_part(ports, node, site, use, backend)
                 else:
                     self.write(port, ports[port], node, use, backend, own)
@@ -204,7 +204,9 @@ class Rewriter:
             if use.rows is not None:
                 return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
-        source = self.inputs.get((at.node, use.rows), at.source) if port == "x" else at.source
+        if port == "x" and (at.node, use.rows) in self.inputs:
+            return self.inputs[at.node, use.rows]
+        source = at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
             assert isinstance(query, fx.Node)
@@ -253,9 +255,9 @@ class Rewriter:
     ) -> None:
         """Give one part of a product of several its own input: its channels are computed anew, the others stay.
 
-        What earlier rules make of the product reads the renewed one, as if the part had a matrix to itself.
+        What earlier rules make of the product reads the renewed one, as if the part had a matrix to itself. A
+        convolution is renewed as a whole: what it reads for each place is no value that could be given to it.
         """
-        assert use.rows is not None
         at = ports["y"]
         product = self.products.get(at.node, at.node)
         before = set(self.graph.nodes)
@@ -266,23 +268,29 @@ class Rewriter:
                 part = own_part(site, laid_out(site, port, self.state(path), backend), order, backend)
                 want = (*([site.stack] if site.stack else []), *ROLES["linear"].ports[port].axes)
                 terms[port] = Term(want, backend.align(Term(order, part), want))
-            renewed = backend.make(
-                operations.put_channels, product, self.product_of(new_x, terms, site, backend), use.rows
-            )
+            renewed = self.product_of(new_x, terms, site, use, backend)
+            if use.rows is None:
+                renewed = backend.put_back(renewed, product)
+            else:
+                renewed = backend.make(operations.put_channels, product, renewed, use.rows)
         made = {node for node in self.graph.nodes if node not in before}
         product.replace_all_uses_with(renewed, delete_user_cb=lambda user: user not in made)
         self.products[at.node] = renewed
         self.inputs[ports["x"].node, use.rows] = new_x
 
-    def product_of(self, x: fx.Node, terms: Mapping[str, Term], site: Site, backend: GraphBackend) -> Any:
+    def product_of(
+        self, x: fx.Node, terms: Mapping[str, Term], site: Site, use: Use, backend: GraphBackend
+    ) -> Any:
         """x times a weight, and its bias."""
-        if not site.stack:
+        if use.form is None:
             return backend.make(
                 functional.linear, x, terms["W"].held, terms["b"].held if "b" in terms else None
             )
-        out = (ANY, site.stack, "d_out")
-        y = backend.contract(Term((ANY, site.stack, "d_in"), x), terms["W"], out)
-        return y if "b" not in terms else backend.pointwise("+", Term(out, y), terms["b"], out)
+        rows = (ANY, site.stack) if site.stack else (ANY,)
+        y = backend.contract(Term((*rows, "d_in"), x), terms["W"], (*rows, "d_out"))
+        if "b" not in terms:
+            return y
+        return backend.pointwise("+", Term((*rows, "d_out"), y), terms["b"], (*rows, "d_out"))
 
     def insert_bias(self, at: Port, parameter: NewParameter, use: Use, backend: GraphBackend) -> None:
         """Add a zero parameter to a result, in place of the bias that its site lacks."""

@@ -248,12 +248,41 @@ def test_a_convolution_of_each_channel_alone_has_no_update_of_lower_rank() -> No
     assert "norm.bias" in plan.trained
 
 
-def test_what_is_read_cannot_be_rewritten(tmp_path: Any) -> None:
-    text = SCALED.replace('y = "y + tanh(x * l) @ D @ U"', 'x = "x * l"').replace("[rewrite]", "[rewrite]", 1)
-    kept = [line for line in text.splitlines() if not line.startswith(("D =", "U =", "options"))]
-    (tmp_path / "scaled.toml").write_text("\n".join(kept))
-    with pytest.raises(NoMatchError, match="it can be read, not rewritten"):
-        peftc.plan(Net(LAYERS["plain"]), [tmp_path / "scaled.toml"], {"pixels": pixels()}, defaults=False)
+WEIGHED = """
+format = 1
+name = "weighed"
+summary = "What is read, weighed."
+match = { role = "linear", part = "conv" }
+parameters.l = { axes = "d_in", init = "ones" }
+rewrite.x = "x * l"
+merge.W = "W * l"
+"""
+
+
+@pytest.mark.parametrize("kind", ["strided", "grouped"])
+def test_what_is_read_may_be_rewritten(kind: str, tmp_path: Any) -> None:
+    """The convolution is then a product of its patches, before and after other rules."""
+    (tmp_path / "weighed.toml").write_text(WEIGHED)
+    model: Any = Net(LAYERS[kind]).eval()
+    weight = model.conv.weight.detach()
+    flat = weight.reshape(model.conv.groups, -1, weight[0].numel())
+    for rules in ([tmp_path / "weighed.toml", SPEC], [SPEC, tmp_path / "weighed.toml"]):
+        compiled: Any = peftc.compile(model, rules, {"pixels": pixels()}, defaults=False).eval()
+        randomise(compiled)
+        made = {
+            name: compiled.get_parameter(each.path)
+            for application in compiled.peftc_plan.applications
+            for each in application.parameters
+            for name in [each.name]
+        }
+        factor = made["l"].reshape(model.conv.groups, 1, -1)
+        delta = (ALPHA / RANK * made["B"] @ made["A"]).reshape(flat.shape)
+        moved = (flat + delta) * factor if rules[1] == SPEC else flat * factor + delta
+        reference = copy.deepcopy(model)
+        with torch.no_grad():
+            reference.conv.weight.copy_(moved.reshape(weight.shape))
+            close(compiled(pixels(3)), reference(pixels(3)))
+            close(compiled.merge_and_unload()(pixels(3)), reference(pixels(3)))
 
 
 KINDS = ["resnet", "mobilenet_v2", "regnet", "poolformer", "pp_lcnet", "wav2vec2", "mobilenet_v1", "convnext"]
