@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from peftc.analyse.attention import AttentionCore, attention_cores
-from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
-from peftc.analyse.matrices import EXPERTS
+from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
+from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
@@ -22,7 +22,6 @@ from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
-from peftc.lang.roles import CONV
 from peftc.graphs.reading import (
     argument,
     is_call,
@@ -33,6 +32,7 @@ from peftc.graphs.reading import (
     shape,
     value,
 )
+from peftc.lang.roles import CONV
 
 
 def is_ours(path: str) -> bool:

@@ -8,7 +8,7 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, POINTWISE
 from peftc.analyse.positions import State, counts_up
-from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import is_call, is_tensor, operator_name, shape, value
 
 
 def table_parts(graph: fx.Graph, state: State) -> Mapping[fx.Node, str]:

@@ -52,7 +52,11 @@ def replace(module: fx.GraphModule, region: Sequence[fx.Node]) -> None:
     for node in region:
         if node not in inside:
             first.prepend(node)
-    given = list(dict.fromkeys(arg for node in region if node in inside for arg in node.all_input_nodes if arg not in inside))
+    given = list(
+        dict.fromkeys(
+            arg for node in region if node in inside for arg in node.all_input_nodes if arg not in inside
+        )
+    )
     wanted = [node for node in region if node in inside and any(user not in inside for user in node.users)]
     traced = plain(module, [node for node in region if node in inside], given, wanted)
     env: dict[fx.Node, Any] = dict(
@@ -81,9 +85,7 @@ def plain(
         env[node] = graph.node_copy(node, lambda source: env[source])
     graph.output(tuple(env[node] for node in wanted))
     body = fx.GraphModule(module, graph)
-    mode = next(
-        node.meta["val"].fake_mode for node in given if isinstance(node.meta.get("val"), FakeTensor)
-    )
+    mode = next(node.meta["val"].fake_mode for node in given if isinstance(node.meta.get("val"), FakeTensor))
     values = [value_of(module, node, mode) for node in given]
     with mode, torch.no_grad():
         traced: fx.GraphModule = make_fx(lambda *items: body(*items))(*values)

@@ -23,6 +23,7 @@ from peftc.capture.size_reader import size_conditions
 from peftc.capture.tracing import Tracing, modules_kept
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
+from peftc.quantised import standing_in
 
 CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
 
@@ -39,7 +40,7 @@ def export_call(
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
     drawn = numbers_state()
-    with quiet(root):
+    with quiet(root), standing_in(root):
         exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
     if numbers_state() != drawn:
         raise CaptureError(
@@ -106,7 +107,10 @@ def check_assumption(root: nn.Module, arguments: Mapping[str, Any], exported: Ex
     results = []
     try:
         with torch.no_grad(), torch.random.fork_rng([index for index in devices if index is not None]):
-            for module, given in ((root, {**arguments, **drawn}), (exported.module(check_guards=False), drawn)):
+            for module, given in (
+                (root, {**arguments, **drawn}),
+                (exported.module(check_guards=False), drawn),
+            ):
                 torch.manual_seed(0)
                 results.append(pytree.tree_leaves(copy.deepcopy(module(**copy.deepcopy(given)))))
                 for buffer, before in buffers.items():

@@ -55,7 +55,7 @@ class ByHand(nn.Module):
         conv, groups = self.conv, self.conv.groups
         rank = self.a.numel() // conv.weight[0].numel()  # of all groups
         inner = copy.copy(conv)
-        inner._parameters = {"weight": self.a.reshape(rank, *conv.weight.shape[1:]), "bias": None}  # noqa: SLF001
+        inner._parameters = {"weight": self.a.reshape(rank, *conv.weight.shape[1:]), "bias": None}
         kernel = self.b.reshape(conv.out_channels, -1, *(1 for _ in conv.kernel_size))
         out: Tensor = conv(x) + ALPHA / RANK * functional.conv2d(inner(x), kernel, groups=groups)
         return out

@@ -24,7 +24,7 @@ def model_of(model_type: str, way: str) -> Any:
     model = entry(model_type).model()
     for module in model.modules():
         if hasattr(module, "config"):
-            module.config._experts_implementation = way  # noqa: SLF001 - as the library sets it
+            module.config._experts_implementation = way
     return model
 
 
@@ -68,7 +68,7 @@ class ByHand(nn.Module):
                 both = (
                     torch.stack([gate, up], -1).flatten() if self.own.is_transposed else torch.cat([gate, up])
                 )
-                inner = self.own._apply_gate(self.product("gate_up_proj", token, number) + both)  # noqa: SLF001
+                inner = self.own._apply_gate(self.product("gate_up_proj", token, number) + both)
                 total = total + weight * (
                     self.product("down_proj", inner, number) + self.update("down", inner, number)
                 )

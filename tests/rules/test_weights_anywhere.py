@@ -53,7 +53,7 @@ def moved(model: nn.Module, compiled: Any) -> nn.Module:
         for module in reference.modules():  # wherever it is tied to
             for name, own in list(module.named_parameters(recurse=False)):
                 if own is before:
-                    del module._parameters[name]  # noqa: SLF001 - a tensor with a history is no parameter
+                    del module._parameters[name]
                     setattr(module, name, weight)
     return reference
 
