@@ -19,10 +19,11 @@ from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
 from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
-from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.quantised import quantised_in
+from peftc.quantised.weight import HOME
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

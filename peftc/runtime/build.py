@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.match.plan import NewParameter, Plan
 from peftc.quantised import quantised_in
-from peftc.quantised.weight import home
+from peftc.quantised.weight import HOME, home
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine

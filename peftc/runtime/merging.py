@@ -13,9 +13,10 @@ from peftc.errors import MergeError
 from peftc.graphs import operations
 from peftc.lang import Parameter, Scope, Term
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, Plan
+from peftc.match.plan import Application, Plan
 from peftc.match.sharing import leaks, shared_edit
 from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
+from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentWeight
 from peftc.rewrite.eager import EagerBackend, stored_axes, weight_terms
 from peftc.rewrite.rewriting import original_path
