@@ -1,6 +1,6 @@
 """Which rules work on which architectures: compiles tiny models of every one that transformers has, and trains them.
 
-    python benchmarks/coverage.py --certify     the 57 of tests/zoo.py, each rule with its certificate
+    python benchmarks/coverage.py --certify     the 57 of tests/zoo, each rule with its certificate
     python benchmarks/coverage.py --every       every entry of the model tables: does it compile and train?
     python benchmarks/coverage.py               write docs/coverage.md and docs/coverage.png from what was measured
 
@@ -234,7 +234,7 @@ def page(kept: dict[str, Any]) -> str:
         "# Coverage",
         "",
         "Made by `python benchmarks/coverage.py`, after `--certify` and `--every`, from tiny random models of",
-        "transformers' own classes (`tests/zoo.py`). Nothing is configured for any architecture.",
+        "transformers' own classes (`tests/zoo`). peftc knows none of them by name.",
         "",
         "## Rules with their certificate",
         "",

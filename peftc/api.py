@@ -19,7 +19,7 @@ from peftc.inspect import graph as graph_of
 from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
-from peftc.runtime import capture_example, carry_out, look, start_from, twin
+from peftc.runtime import capture_example, carry_out, look, pack, start_from, twin
 from peftc.runtime import param_groups as groups_of
 from peftc.store import StoredModule, load_adapter
 
@@ -116,6 +116,7 @@ def compile(  # noqa: A001 - named as torch.compile is
     """
     bounds, settings, copied = bind_all(rules), pass_settings(passes, watch), twin(model)
     looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget, settings)
+    pack(copied, looked.plan)
     return carry_out(looked, copied, StoredModule, start_from(looked, copied, data))
 
 

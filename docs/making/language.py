@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.making.markdown import code, page, said, table
-from peftc.lang import CODES, GRAMMAR, LAWS, OPERATIONS, PIECES, POLICIES, Operation, Rule, Section
+from peftc.lang import CODES, FORMATS, GRAMMAR, LAWS, OPERATIONS, PIECES, POLICIES, Operation, Rule, Section
 from peftc.lang.axes import contract, meet, read_axes, read_dimensions
 from peftc.lang.expression import CONDITION_WORDS, EXPRESSION_WORDS
 from peftc.lang.limits import LIMITS
@@ -62,6 +62,14 @@ def language() -> str:
         "a loop of your own, call `compiled.update_schedules(step, total)` after each `optimizer.step()`. Whatever "
         "they need to go on is in `compiled.schedules.state_dict()`.",
         table(("policy", "parameters", "settings", "meaning"), (_policy(name) for name in sorted(POLICIES))),
+        "## Number formats",
+        'What a `quantise` can name. Weights are packed and unpacked by bitsandbytes (`pip install "peftc[quant]"`). '
+        "Products read packed weights, and unpack them once more for the gradient of what was multiplied; any other "
+        "expression that reads one gets it unpacked. An adapter beside them is saved alone: the same backbone is "
+        "packed into the same bits again.",
+        table(
+            ("format", "settings", "bits a number", "meaning"), (_format(name) for name in sorted(FORMATS))
+        ),
         "## Initial laws",
         table(("law", "settings", "axes at least", "meaning"), (_law(name) for name in sorted(LAWS))),
         "## Limits",
@@ -188,6 +196,7 @@ def _setting(name: str, setting: Setting) -> str:
         *([f"from {setting.min:g}"] if setting.min is not None else []),
         *([f"to {setting.max:g}"] if setting.max is not None else []),
         *([" ".join(map(code, setting.choices))] if setting.choices else []),
+        *([f"one of {', '.join(map(str, setting.among))}"] if setting.among else []),
     ]
     return f"{code(name)}: {setting.doc} ({', '.join(limits)})"
 
@@ -200,6 +209,13 @@ def _policy(name: str) -> tuple[str, str, str, str]:
     )
     settings = "; ".join(_setting(key, setting) for key, setting in policy.settings.items())
     return code(name), targets, settings, f"{policy.doc} {policy.paper}".rstrip()
+
+
+def _format(name: str) -> tuple[str, str, str, str]:
+    told = FORMATS[name]
+    settings = "; ".join(_setting(key, setting) for key, setting in told.settings.items())
+    usual = {key: setting.default for key, setting in told.settings.items() if setting.default is not None}
+    return code(name), settings, f"{told.bits(usual):.3g}", f"{told.doc} {told.paper}".rstrip()
 
 
 def _law(name: str) -> tuple[str, str, str, str]:

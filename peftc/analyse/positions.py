@@ -41,6 +41,6 @@ def counts_up(node: Any, state: State) -> bool:
         except Exception:  # noqa: BLE001 - any node may fail outside the trace: that is no evidence
             return False
         long = [axis for axis, size in enumerate(result.shape) if size > 2]
-        if len(long) == 1 and bool((result.diff(dim=long[0]) == 1).all()):
+        if len(long) == 1 and result.numel() > 0 and bool((result.diff(dim=long[0]) == 1).all()):
             return True
     return False

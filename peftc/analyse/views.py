@@ -12,8 +12,29 @@ from torch import fx
 from peftc.graphs.reading import hint, operator_name, shape, value
 
 VIEWS = frozenset(
-    "view _unsafe_view reshape transpose permute t mT numpy_T slice select unsqueeze squeeze narrow expand flatten"
-    " unflatten movedim swapaxes view_as alias detach".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "transpose",
+        "permute",
+        "t",
+        "mT",
+        "numpy_T",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "narrow",
+        "expand",
+        "flatten",
+        "unflatten",
+        "movedim",
+        "swapaxes",
+        "view_as",
+        "alias",
+        "detach",
+    ]
 )
 SAME = ("contiguous", "to", "clone", "lift_fresh_copy")
 PIECES = frozenset(["split", "split_with_sizes", "chunk", "unbind", "tensor_split"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import threading
@@ -12,14 +13,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.utils import _pytree as pytree
 
 from peftc.capture.graph_reader import GraphReader
 from peftc.capture.size_reader import size_conditions
+from peftc.capture.tracing import Tracing, modules_kept
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
+from peftc.quantised import standing_in
 
 CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
 
@@ -36,7 +40,7 @@ def export_call(
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
     drawn = numbers_state()
-    with quiet(root):
+    with quiet(root), standing_in(root):
         exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
     if numbers_state() != drawn:
         raise CaptureError(
@@ -60,19 +64,82 @@ def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | 
     """Export with every dimension general that can be, below the first limit that works; None is no limit."""
     failure: Exception | None = None
     for limit in limits:
-        try:
-            with warnings.catch_warnings():
-                # export warns about its own internals, and logs whole graphs; users can do nothing there
-                warnings.simplefilter("ignore")
-                with unlogged(), constants_baked_in(root, arguments) as inputs:
-                    return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
-        except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
-            failure = failure or error
+        tracing = Tracing()
+        while True:
+            try:
+                exported = attempt(root, arguments, limit, tracing)
+            except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
+                failure = failure or error
+                if not tracing.has_another_way(error):
+                    break
+            else:
+                if tracing.assumed:
+                    check_assumption(root, arguments, exported)
+                return exported
     assert failure is not None
     raise CaptureError(
         f"{type(root).__name__} cannot be captured: {first_line(failure)}",
         detail=tuple(source_lines(failure)),
     ) from failure
+
+
+def attempt(
+    root: nn.Module, arguments: Mapping[str, Any], limit: int | None, tracing: Tracing
+) -> ExportedProgram:
+    """Export once."""
+    with warnings.catch_warnings():
+        # export warns about its own internals, and logs whole graphs; users can do nothing there
+        warnings.simplefilter("ignore")
+        with unlogged(), modules_kept(), constants_baked_in(root, arguments, tracing) as inputs:
+            return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
+
+
+def check_assumption(root: nn.Module, arguments: Mapping[str, Any], exported: ExportedProgram) -> None:
+    """See on numbers that a program whose loops go through all rows is the model's own code.
+
+    Raises:
+        CaptureError: it is not.
+    """
+    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
+    drawn = pytree.tree_map_only(Tensor, numbers_like, inputs)
+    buffers = {buffer: buffer.clone() for buffer in root.buffers()}
+    devices = {tensor.device.index for tensor in root.parameters() if tensor.is_cuda}
+    results = []
+    try:
+        with torch.no_grad(), torch.random.fork_rng([index for index in devices if index is not None]):
+            for module, given in (
+                (root, {**arguments, **drawn}),
+                (exported.module(check_guards=False), drawn),
+            ):
+                torch.manual_seed(0)
+                results.append(pytree.tree_leaves(copy.deepcopy(module(**copy.deepcopy(given)))))
+                for buffer, before in buffers.items():
+                    buffer.copy_(before)
+        same = all(map(close, *results))
+    except Exception as error:
+        raise CaptureError(
+            f"{type(root).__name__} loops over what data picks, and what was captured of it cannot be run: "
+            f"{first_line(error)}"
+        ) from error
+    if not same:
+        raise CaptureError(
+            f"{type(root).__name__} loops over what data picks, and does something also for what is not picked",
+            hint="write the loop over all that may be picked, so that no number of turns depends on data",
+        )
+
+
+def numbers_like(tensor: Tensor) -> Tensor:
+    """Noise, or zeros and ones, in the shape of a tensor."""
+    if tensor.is_floating_point():
+        return torch.randn_like(tensor)
+    return torch.randint(0, 2, tensor.shape, device=tensor.device).to(tensor.dtype)
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether two leaves of two results are the same but for rounding."""
+    if not isinstance(one, Tensor):
+        return bool(one == other)
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 @contextmanager
@@ -94,8 +161,12 @@ def unlogged() -> Iterator[None]:
 
 
 @contextmanager
-def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def constants_baked_in(
+    root: nn.Module, arguments: Mapping[str, Any], tracing: Tracing
+) -> Iterator[dict[str, Any]]:
     """Give `root` a forward that takes only the arguments with tensors in them, by name; yields those.
+
+    It runs under `tracing`, which only code inside the trace can enter.
 
     Export would have the other arguments as inputs too, and cannot say of those behind a `**` which they are.
     """
@@ -104,7 +175,8 @@ def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterato
     original = root.forward
 
     def forward(**kwargs: Any) -> Any:
-        return original(**kwargs, **constants)
+        with tracing:
+            return original(**kwargs, **constants)
 
     named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
     forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from peftc.capture.batching import write_out_batching
 from peftc.capture.structures import structure_maker
 from peftc.errors import CaptureError
 from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
@@ -65,6 +66,9 @@ class GraphReader:
                 if held is not None and held.numel() <= SMALL and target.startswith(CONSTANTS):
                     made[target].meta[CONSTANT] = held
             env[node] = made[target]
+        for module in self.exported.graph_module.modules():
+            if isinstance(module, fx.GraphModule):
+                write_out_batching(module)
         output = self.copy(self.exported.graph_module, env)
         self.write_output(list(output))
         return self.graph, tuple(names)

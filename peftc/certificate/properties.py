@@ -132,7 +132,11 @@ def captured_gradients(subject: Subject) -> Finding:
     worst, where = 0.0, ""
     own = dict(subject.plain.named_parameters())
     trained = set(subject.plan.trained)
-    mine = {n: p for n, p in subject.compiled.named_parameters() if n in own and n not in trained}
+    mine = {
+        n: p
+        for n, p in subject.compiled.named_parameters()
+        if n in own and n not in trained and p.is_floating_point()
+    }
     with wanting_gradients([*mine.values(), *own.values()]):
         loss_of(subject.plain, subject.arguments).backward()
         with subject.compiled.disable_adapter():

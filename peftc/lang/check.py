@@ -20,6 +20,7 @@ from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
 from peftc.lang.operations import OPERATIONS
+from peftc.lang.quantising import check_quantise
 from peftc.lang.results import same
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions, names_behind
@@ -146,6 +147,7 @@ class _SectionCheck:
         self._check_ports()
         self._check_train()
         self.used |= check_training(self.rule, self.section)
+        self.used |= check_quantise(self.rule, self.section)
         read = expressions(self.rule, self.section).values()
         named = {name for expression in read for name in expression.names}
         variants = list(self._variants(named - chosen_freely(self.rule.options, read)))
@@ -184,7 +186,9 @@ class _SectionCheck:
                 has = "has" if len(match.role) == 1 else "have"
                 message = f"{' and '.join(match.role)} {has} no part {part!r}"
                 raise fault("R024", self._place("match", "part"), message, hint=instead(part, words))
-        if not (self.section.rewrite or self.section.train):
+        if not (
+            self.section.rewrite or self.section.train or (self.section.quantise and not self.section.merge)
+        ):
             key = "merge" if self.section.merge else "match"
             code = "R041" if self.section.merge else "R044"
             message = (
@@ -192,7 +196,7 @@ class _SectionCheck:
                 if self.section.merge
                 else "nothing is done here"
             )
-            raise fault(code, self._place(key), message, hint="there is: rewrite, train")
+            raise fault(code, self._place(key), message, hint="there is: rewrite, train, quantise")
 
     def _check_values(self) -> None:
         for port, text in self.section.match.values.items():

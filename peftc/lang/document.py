@@ -210,6 +210,22 @@ class Schedule(Data):
     )
 
 
+class Quantise(Data):
+    """A weight of the model that is kept in fewer bits, and read from them wherever it is used. It cannot be trained."""
+
+    format: Name = Field(
+        description="How the numbers are kept: the name of a format, or an option with names of formats to choose from."
+    )
+    settings: dict[Name, bool | int | float | str] = Field(
+        default_factory=dict, description="The format's settings: values, or names of options."
+    )
+    compute: Name | None = Field(
+        default=None,
+        description="In which number format products with the weight are computed: `input` (that of what is "
+        "multiplied, which holds unless given), `float32`, `float16` or `bfloat16`; or an option that is one of them.",
+    )
+
+
 class Section(Data):
     """A match, and what is done at its sites. A rule is one section, and may have more under `also`."""
 
@@ -239,6 +255,9 @@ class Section(Data):
     )
     train: dict[Name, Train] = Field(
         default_factory=dict, description="Weights of the model that become trainable, by port."
+    )
+    quantise: dict[Name, Quantise] = Field(
+        default_factory=dict, description="Weights of the model that are kept in fewer bits, by port."
     )
     loss: dict[Name, Loss] = Field(
         default_factory=dict, description="Terms that are added to the loss while the model trains, by name."

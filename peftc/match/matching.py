@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -18,8 +19,11 @@ from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
 from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
-from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
+from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
+from peftc.quantised import quantised_in
+from peftc.quantised.weight import HOME
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -47,8 +51,11 @@ def make_plan(
     asked = {bound.label for bound in bounds}
     added = [bound for bound in defaults if bound.rule.name not in {other.rule.name for other in bounds}]
     rules = order([*bounds, *added])
+    came = quantised_in(root)
     sizes = {
-        name: parameter.numel() for name, parameter in root.named_parameters() if HOME not in name.split(".")
+        name: math.prod(came[name].shape) if name in came else parameter.numel()
+        for name, parameter in root.named_parameters()
+        if HOME not in name.split(".")
     }
     matcher = Matcher(analysis, root)
     for bound in rules:
@@ -59,6 +66,7 @@ def make_plan(
         if any(each.rule == bound.label for each in matcher.applications)
     ]
     notes += [note for bound in rules for note in of_training(bound, matcher.applications)]
+    notes += of_quantised(came, matcher.applications, sizes)
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
     if not matcher.applications:
@@ -104,6 +112,7 @@ class Matcher:
 
     def __init__(self, analysis: Analysis, root: nn.Module) -> None:
         self.analysis, self.root = analysis, root
+        self.quantising = Quantising(analysis, root)
         self.applications: list[Application] = []
         self.skips: list[Skip] = []
         self.tied = tied(analysis.sites)
@@ -126,7 +135,10 @@ class Matcher:
                 else:
                     self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
-                self.apply(bound, number, section, site, chosen)
+                if reason := self.quantising.reason_against(section, site, chosen, self.applications):
+                    self.skips.append(Skip(bound.label, site, reason, number))
+                else:
+                    self.apply(bound, number, section, site, chosen)
             if required and section.required and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
@@ -220,10 +232,13 @@ class Matcher:
             )
             self.skips.append(Skip(bound.label, site, f"{other} trains it already", number))
             return
-        if not (trains or parameters or section.rewrite):
+        quantises = self.quantising.packings(bound, section)
+        if not (trains or parameters or section.rewrite or quantises):
             self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}", number))
             return
-        self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
+        self.applications.append(
+            Application(bound.label, number, site, tuple(parameters), trains, inserted, quantises)
+        )
 
     def new_parameters(
         self, bound: Bound, section: Section, site: Site, number: int, chosen: Sequence[Site]

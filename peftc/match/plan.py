@@ -11,10 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from peftc.analyse.site import Site
-from peftc.lang import Bound, Section
+from peftc.lang import Bound, Packing, Section
 
 ADAPTER = "default"  # the name of a compiled module's first adapter
-HOME = "peftc"  # the submodule of a site's owner that holds what rules add to it
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Application:
         parameters: what is added.
         trains: weight port → path of a parameter of the model that becomes trainable.
         inserted: weight port → name of the added zero parameter that stands in for a missing one.
+        quantises: weight port → how the weight is kept from now on.
     """
 
     rule: str
@@ -75,6 +75,7 @@ class Application:
     parameters: tuple[NewParameter, ...] = ()
     trains: Mapping[str, str] = field(default_factory=dict, hash=False)
     inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
+    quantises: Mapping[str, Packing] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,15 @@ class Plan:
     def trained(self) -> tuple[str, ...]:
         """Paths of the model's own parameters that become trainable, each once."""
         return tuple(dict.fromkeys(path for each in self.applications for path in each.trains.values()))
+
+    @cached_property
+    def quantised(self) -> Mapping[str, tuple[Packing, bool]]:
+        """Path → how it is kept, and whether it is stored as [d_in d_out], of the weights that are quantised."""
+        return {
+            each.site.weights[port]: (packing, bool(each.site.stored.get(port)))
+            for each in self.applications
+            for port, packing in each.quantises.items()
+        }
 
     @property
     def trainable_count(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
 from peftc.analyse import Site
 from peftc.graphs import operations
@@ -87,11 +87,3 @@ def own_part(site: Site, weight: Any, order: Axes, backend: GraphBackend) -> Any
     if site.rows is None:
         return weight
     return backend.make(operations.take_along, weight, site.rows, order.index("d_out"))
-
-
-def tensor_at(root: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer at a path."""
-    owner, _, name = path.rpartition(".")
-    held = getattr(root.get_submodule(owner), name)
-    assert isinstance(held, Tensor), path
-    return held

@@ -17,7 +17,8 @@ from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
 from peftc.lang import ANY, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, NewParameter, Plan
+from peftc.match.plan import Application, NewParameter, Plan
+from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import laid_out, own_part, weight_terms
 from peftc.rewrite.forms import backend_for

@@ -13,15 +13,18 @@ from peftc.errors import MergeError
 from peftc.graphs import operations
 from peftc.lang import Parameter, Scope, Term
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, Plan
+from peftc.match.plan import Application, Plan
 from peftc.match.sharing import leaks, shared_edit
+from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
+from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentWeight
-from peftc.rewrite.eager import EagerBackend, stored_axes, tensor_at, weight_terms
+from peftc.rewrite.eager import EagerBackend, stored_axes, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
 from peftc.runtime.merge_order import merge_order
 from peftc.runtime.starting import wide
+from peftc.runtime.twin import remember_loading
 
 Weights = dict[str, Tensor]
 """Path → tensor, as the plain model would have it."""
@@ -50,7 +53,7 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
             f"{kept[0]} cannot be merged: it is no change of a weight",
             hint="; ".join(f"{label} stays beside the model" for label in kept),
         )
-    changed: Weights = {path: tensor_at(root, path).detach() for path in plan.trained}
+    changed: Weights = {path: weight_at(root, path).detach() for path in plan.trained}
     for application, other in leaks(plan):
         raise MergeError(
             f"{application.rule} cannot be merged at {application.site.id}: {other.id} reads the same weight, and would "
@@ -71,13 +74,13 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
                 if key in done:
                     continue
                 done |= {key} if key else set()
-                held = changed.get(path, tensor_at(root, path).detach())
+                held = changed.get(path, weight_at(root, path).detach())
                 changed[path] = with_part(held, part, application, port)
             for port, name in application.inserted.items():
                 path = next(each.path for each in application.parameters if each.name == name)
                 bias_path = absent_path(application, port)
                 before = changed.get(bias_path)
-                own = tensor_at(root, path) + (0 if before is None else own_part_of(before, application))
+                own = weight_at(root, path) + (0 if before is None else own_part_of(before, application))
                 changed[bias_path] = with_bias(root, before, own, application)
     return changed
 
@@ -116,10 +119,10 @@ def edited(
     named = {each.name: each for each in application.parameters}
 
     def read(path: str) -> Tensor:
-        return wide(changed[path] if path in changed else tensor_at(root, path))
+        return wide(changed[path] if path in changed else weight_at(root, path))
 
     def parameter(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
-        return Term(named[name].axes, wide(tensor_at(root, named[name].path)))
+        return Term(named[name].axes, wide(weight_at(root, named[name].path)))
 
     given = weight_terms(bound.rule, section, site, read, backend)
     for absent, term in given.items():
@@ -154,7 +157,7 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
         raise MergeError(
             f"{application.rule} cannot be merged at {site.id}: {type(module).__name__} has no place for a bias"
         )
-    weight = tensor_at(root, site.weights["W"])
+    weight = weight_at(root, site.weights["W"])
     bias = bias.detach().to(weight.dtype, copy=True).reshape(-1)
     if site.rows is None:
         return bias
@@ -164,19 +167,34 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
     return operations.put_channels(held, bias, site.rows)
 
 
-def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def plain_model(
+    root: nn.Module, weights: Mapping[str, Tensor] | None = None, *, requantise: bool = False
+) -> nn.Module:
     """A model of the original class, without adapters, over the compiled module's storage.
 
     Args:
         root: a compiled module.
         weights: path → what stands there instead. Without, it is the model as it came.
+        requantise: whether modules that came quantised are so again; else weights in fewer bits are unpacked.
+
+    Raises:
+        MergeError: `requantise`, but a rule quantised a weight of a module that came as it was.
     """
     engine: Engine = root._peftc  # type: ignore[assignment]  # noqa: SLF001 - of the class that this stage makes
-    plan = engine.plan
+    plan, held = engine.plan, quantised_in(root)
+    if requantise and (own := [path for path, each in held.items() if each.origin is None]):
+        raise MergeError(
+            f"{own[0]} came as it was and cannot be given back quantised" if held else "nothing is quantised",
+            hint="save the merged model and load it quantised",
+        )
     memo: dict[int, object] = {id(engine): None}
     for parameter in root.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     made = copy_of(root, memo)
+    given = {path: weight_at(root, original_path(path)) for path in plan.trained} | dict(weights or {})
+    came = quantised_in(made)
+    if not requantise:
+        given = unpacked(made, given) | given
     for path, module in list(made.named_modules()):
         for name in (HOME, CONSTANTS):
             if name in module._modules and HOME not in path.split("."):  # noqa: SLF001 - nn.Module has no other way
@@ -185,9 +203,24 @@ def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
             vars(module).pop(name, None)
         if path in engine.plain:
             module.__class__ = engine.plain[path]
-    given = {path: tensor_at(root, original_path(path)) for path in plan.trained}
-    put_weights(made, {**given, **(weights or {})})
+    remember_loading(made, quantised=requantise)
+    if requantise:
+        put_back(made, came, given)
+    put_weights(made, given)
     return made
+
+
+def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[str, Tensor]) -> None:
+    """Put modules that came quantised in their places again, with what is `given` for their weights, taking it out."""
+    for path, held in came.items():
+        owner_path = path.rpartition(".")[0]
+        owner = model.get_submodule(owner_path)
+        codes = model.get_parameter(path).detach()
+        statistics = {name: held.get_buffer(name) for name in held.statistics}
+        if path in given:
+            codes, statistics = held.repacked(given.pop(path))
+        around, _, name = owner_path.rpartition(".")
+        setattr(model.get_submodule(around), name, as_loaded(owner, held, codes, statistics))
 
 
 def copy_of(root: nn.Module, memo: dict[int, object]) -> nn.Module:

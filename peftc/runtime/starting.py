@@ -18,7 +18,9 @@ from peftc.graphs.program import Program, copy_graph
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.match.plan import Application, NewParameter, Plan
 from peftc.passes import PassSettings
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.quantised import quantised_in, weight_at
+from peftc.rewrite import bind
+from peftc.rewrite.eager import EagerBackend, weight_terms
 
 HINT = "give data of more rows or longer texts"
 
@@ -49,7 +51,7 @@ class Starting:
         site, backend = application.site, EagerBackend()
         told = signature(section, site.role, site.stack)
         given = weight_terms(
-            bound.rule, section, site, lambda path: wide(tensor_at(self.root, path)), backend
+            bound.rule, section, site, lambda path: wide(weight_at(self.root, path)), backend
         )
         for port, tensor in self.recorded.get((site.role, site.id), {}).items():
             given[port] = Term(told.ports[port], wide(tensor))
@@ -159,6 +161,7 @@ def run(
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     output.args = (tuple(moved[node] for node in wanted),)
     graph.eliminate_dead_code()
+    bind(graph, quantised_in(model))
     holder = nn.Module()
     for name, tensor in constants.items():
         holder.register_buffer(name, tensor, persistent=False)

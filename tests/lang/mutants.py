@@ -131,6 +131,9 @@ def surface(rule: Rule) -> str:
             + (f", learning rate times {made.lr}" if made.lr != 1.0 else "")
             for name, made in sorted(section.parameters.items())
         ]
+        for port, kept in sorted(section.quantise.items()):
+            lines.append(f"    quantise {port}: {kept.format}, products in {kept.compute}")
+            lines += [f"      {key} = {value!r}" for key, value in sorted(kept.settings.items())]
         lines += [
             f"    loss {name}: {term.weight} times the {term.reduce}"
             for name, term in sorted(section.loss.items())

@@ -28,6 +28,8 @@ SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
 PISSA = (default_library().folders[0] / "pissa.toml").read_text()
 ADALORA = (default_library().folders[0] / "adalora.toml").read_text()
+NF4 = (default_library().folders[0] / "nf4.toml").read_text()
+PARTS = 'part   = ["q", "k", "v", "o", "gate", "up", "down", "other"]\n'
 DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
 MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
@@ -194,6 +196,27 @@ CASES = [
     case("R059", ADALORA, ('beta1 = "beta1"', 'beta1 = "alpha"')),
     case("R059", ADALORA, ("[schedule.budget]", '[schedule.twice]\npolicy = "rank_budget"\nparameters = '
                            '{ value = "E", left = "B", right = "A" }\nsettings = { target = 2 }\n\n[schedule.budget]')),
+    case("R003", NF4, ("settings =", "stetings =")),
+    case("R005", NF4, ('blocksize = "blocksize"', "blocksize = [64]")),
+    case("R071", NF4, ("W = {", "x = {")),
+    case("R071", NF4, ('"linear"\n', '"embedding"\n'), (PARTS, "")),
+    case("R071", NF4, ("[quantise]", "[train]\nW = {}\n\n[quantise]")),
+    case("R072", NF4, ('format = "nf4", s', 'format = "nf5", s')),
+    case("R072", NF4, ('format = "nf4", s', 'format = "blocksize", s')),
+    case("R072", NF4, ('format = "nf4", s', 'format = "compute", s')),
+    case("R073", NF4, ('blocksize = "blocksize"', 'blocksiz = "blocksize"')),
+    case("R073", NF4, ('blocksize = "blocksize"', 'blocksize = "block"')),
+    case("R073", NF4, ('blocksize = "blocksize"', "blocksize = 100")),
+    case("R073", NF4, ('blocksize = "blocksize"', "blocksize = true")),
+    case("R073", NF4, ('double = "double"', "double = 1")),
+    case("R073", NF4, ('double = "double"', 'double = "blocksize"')),
+    case("R073", NF4, ("min = 32", "min = 1")),
+    case("R073", NF4, ("min = 32, max = 4096, ", "")),
+    case("R073", NF4, ('compute = "compute"', 'compute = "float8"')),
+    case("R073", NF4, ('compute = "compute"', 'compute = "blocksize"')),
+    case("R073", NF4, ('"float32", "float16"', '"float32", "float"')),
+    case("R073", NF4, ('format = "nf4", s', 'format = "int8", s')),
+    case("R036", NF4, (', compute = "compute"', "")),
 ]  # fmt: skip
 
 
