@@ -88,7 +88,7 @@ def plain(
     mode = next(node.meta["val"].fake_mode for node in given if isinstance(node.meta.get("val"), FakeTensor))
     values = [value_of(module, node, mode) for node in given]
     with mode, torch.no_grad():
-        traced: fx.GraphModule = make_fx(lambda *items: body(*items))(*values)
+        traced: fx.GraphModule = make_fx(body)(*values)
     traced.graph.eliminate_dead_code()
     return traced
 

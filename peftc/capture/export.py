@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import logging
 import threading
 import traceback
 import warnings
@@ -13,14 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from peftc.capture.assumption import check_rows
 from peftc.capture.graph_reader import GraphReader
+from peftc.capture.silence import quiet, unlogged
 from peftc.capture.size_reader import size_conditions
-from peftc.capture.tracing import Tracing, modules_kept
+from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
 from peftc.quantised import standing_in
@@ -29,9 +29,18 @@ CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least 
 
 
 def export_call(
-    root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    path: str = "",
+    *,
+    exact: bool = False,
+    answers: tuple[bool, ...] = (),
 ) -> tuple[Program, dict[str, Tensor]]:
-    """Capture one call of `root`, which lies at `path` of its model; `exact`: for these sizes only.
+    """Capture one call of `root`, which lies at `path` of its model.
+
+    Args:
+        exact: for these sizes only.
+        answers: which way to go at the first branches on data; at others it is False, if that leads anywhere.
 
     Returns:
         The raw program, and the constant tensors that tracing lifted out of the model's code, by path.
@@ -41,7 +50,7 @@ def export_call(
     """
     drawn = numbers_state()
     with quiet(root), standing_in(root):
-        exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
+        exported, answered = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2), answers))
     if numbers_state() != drawn:
         raise CaptureError(
             f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",
@@ -51,7 +60,8 @@ def export_call(
     graph, inputs = GraphReader(exported, root, path, constants).read(arguments)
     sizes = size_conditions([node for node in graph.nodes if node.op == "placeholder"])
     mixed = any(module.training != root.training for module in root.modules())
-    return Program(graph, path, inputs, sizes, training=root.training, mixed=mixed), constants
+    program = Program(graph, path, inputs, sizes, training=root.training, mixed=mixed, answers=answered)
+    return program, constants
 
 
 def numbers_state() -> tuple[bytes, int]:
@@ -60,25 +70,35 @@ def numbers_state() -> tuple[bytes, int]:
     return state[1].tobytes(), state[2]
 
 
-def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | None]) -> ExportedProgram:
-    """Export with every dimension general that can be, below the first limit that works; None is no limit."""
+def trace(
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    limits: Sequence[int | None],
+    answers: tuple[bool, ...] = (),
+) -> tuple[ExportedProgram, tuple[bool, ...]]:
+    """Export with every dimension general that can be, below the first limit that works; None is no limit.
+
+    Returns:
+        What was exported, and which way it goes at each of its branches on data; the first of them are `answers`.
+    """
     failure: Exception | None = None
     for limit in limits:
-        tracing = Tracing()
+        tracing = Tracing(answers)
         while True:
             try:
                 exported = attempt(root, arguments, limit, tracing)
             except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
-                failure = failure or error
                 if not tracing.has_another_way(error):
+                    failure = failure or error
                     break
             else:
-                if tracing.assumed:
-                    check_assumption(root, arguments, exported)
-                return exported
+                if tracing.all_rows:
+                    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
+                    check_rows(root, arguments, inputs, exported)
+                return exported, tracing.answered
     assert failure is not None
     raise CaptureError(
-        f"{type(root).__name__} cannot be captured: {first_line(failure)}",
+        f"{type(root).__name__} cannot be captured: {reason(failure)}",
         detail=tuple(source_lines(failure)),
     ) from failure
 
@@ -90,74 +110,20 @@ def attempt(
     with warnings.catch_warnings():
         # export warns about its own internals, and logs whole graphs; users can do nothing there
         warnings.simplefilter("ignore")
-        with unlogged(), modules_kept(), constants_baked_in(root, arguments, tracing) as inputs:
+        with (
+            unlogged(),
+            modules_kept(),
+            seeds_refused(),
+            constants_baked_in(root, arguments, tracing) as inputs,
+        ):
             return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
 
 
-def check_assumption(root: nn.Module, arguments: Mapping[str, Any], exported: ExportedProgram) -> None:
-    """See on numbers that a program whose loops go through all rows is the model's own code.
-
-    Raises:
-        CaptureError: it is not.
-    """
-    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
-    drawn = pytree.tree_map_only(Tensor, numbers_like, inputs)
-    buffers = {buffer: buffer.clone() for buffer in root.buffers()}
-    devices = {tensor.device.index for tensor in root.parameters() if tensor.is_cuda}
-    results = []
-    try:
-        with torch.no_grad(), torch.random.fork_rng([index for index in devices if index is not None]):
-            for module, given in (
-                (root, {**arguments, **drawn}),
-                (exported.module(check_guards=False), drawn),
-            ):
-                torch.manual_seed(0)
-                results.append(pytree.tree_leaves(copy.deepcopy(module(**copy.deepcopy(given)))))
-                for buffer, before in buffers.items():
-                    buffer.copy_(before)
-        same = all(map(close, *results))
-    except Exception as error:
-        raise CaptureError(
-            f"{type(root).__name__} loops over what data picks, and what was captured of it cannot be run: "
-            f"{first_line(error)}"
-        ) from error
-    if not same:
-        raise CaptureError(
-            f"{type(root).__name__} loops over what data picks, and does something also for what is not picked",
-            hint="write the loop over all that may be picked, so that no number of turns depends on data",
-        )
-
-
-def numbers_like(tensor: Tensor) -> Tensor:
-    """Noise, or zeros and ones, in the shape of a tensor."""
-    if tensor.is_floating_point():
-        return torch.randn_like(tensor)
-    return torch.randint(0, 2, tensor.shape, device=tensor.device).to(tensor.dtype)
-
-
-def close(one: Any, other: Any) -> bool:
-    """Whether two leaves of two results are the same but for rounding."""
-    if not isinstance(one, Tensor):
-        return bool(one == other)
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
-
-
-@contextmanager
-def unlogged() -> Iterator[None]:
-    """Keep what torch logs about a trace in this thread to itself: the error says it."""
-    thread = threading.get_ident()
-
-    def elsewhere(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    for logger in loggers:
-        logger.addFilter(elsewhere)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(elsewhere)
+def reason(failure: Exception) -> str:
+    """Why an export failed: the first line of its error that says something, or what torch says at length."""
+    if isinstance(failure, GuardOnDataDependentSymNode):
+        return "what it does, or the size of what it makes, depends on data"
+    return next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
 
 
 @contextmanager
@@ -228,11 +194,6 @@ def general(value: Any, limit: int | None) -> Any:
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def source_lines(error: BaseException) -> Iterator[str]:
     """Where in the model's own code a capture failed: the innermost frames that are not torch's."""
     frames = [
@@ -268,21 +229,6 @@ def in_thread(work: Any) -> Any:
     if "error" in box:
         raise box["error"]
     return box["result"]
-
-
-@contextmanager
-def quiet(root: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing off while tracing: recomputation is a matter of running, not of results."""
-    switched = [
-        module for module in root.modules() if getattr(module, "gradient_checkpointing", False) is True
-    ]
-    for module in switched:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 __all__ = ["export_call", "in_thread"]
