@@ -135,7 +135,8 @@ class Matcher:
                 else:
                     self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
-                if reason := self.quantising.reason_against(section, site, chosen, self.applications):
+                by = (bound.label, number)
+                if reason := self.quantising.reason_against(by, section, site, chosen, self.applications):
                     self.skips.append(Skip(bound.label, site, reason, number))
                 else:
                     self.apply(bound, number, section, site, chosen)

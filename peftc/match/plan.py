@@ -12,7 +12,9 @@ from typing import Any
 
 from peftc.analyse.site import Site
 from peftc.lang import Bound, Packing, Section
+from peftc.quantised import weight
 
+HOME = weight.HOME  # the submodule of a site's owner that holds what rules add to it
 ADAPTER = "default"  # the name of a compiled module's first adapter
 
 

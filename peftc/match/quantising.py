@@ -37,12 +37,27 @@ class Quantising:
         return found
 
     def reason_against(
-        self, section: Section, site: Site, chosen: Sequence[Site], applications: Sequence[Application]
+        self,
+        by: tuple[str, int],
+        section: Section,
+        site: Site,
+        chosen: Sequence[Site],
+        applications: Sequence[Application],
     ) -> str | None:
-        """Why a section must leave a site alone because of weights in fewer bits, or None."""
-        kept = {each.site.weights[port]: each.rule for each in applications for port in each.quantises}
+        """Why a section must leave a site alone because of weights in fewer bits, or None.
+
+        Args:
+            by: label of the rule, and number of the section.
+            chosen: the sites that the section goes to otherwise; applications: what was planned before.
+        """
+        kept, others = {}, {}
+        for each in applications:
+            for port in each.quantises:
+                kept[each.site.weights[port]] = each.rule
+                if (each.rule, each.section) != by:
+                    others[each.site.weights[port]] = each.rule
         for port in section.train:
-            path = site.weights.get(port)
+            path = site.weights.get(port, "")
             if path in self.came:
                 return f"its {port} came in {self.came[path].packing.text} and cannot be trained"
             if path in kept:
@@ -52,6 +67,8 @@ class Quantising:
             path = site.weights.get(port, "")
             if path in trained:
                 return f"{trained[path]} trains its {port}"
+            if path in others:
+                return f"{others[path]} keeps its {port} in fewer bits already"
             if reason := self.unfit(site, port, path, chosen):
                 return reason
         return None

@@ -55,7 +55,8 @@ def plain(module: Any, codes: Tensor, held: QuantisedWeight) -> nn.Module:
     """A linear module with these codes."""
     made = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     made.weight = nn.Parameter(codes, requires_grad=False)
-    made.bias = None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
+    if module.bias is not None:
+        made.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
     made.training = module.training
     hold(made, "weight", held)
     return made
@@ -86,9 +87,7 @@ def four_bits(module: Any) -> tuple[Tensor, QuantisedWeight]:
         nested = state.nested
         if nested:
             refuse_unknown_scales(state.state2)
-        packing = Packing(state.quant_type, {"blocksize": state.blocksize, "double": nested})
-        kernels = kernels_of(packing)
-        assert isinstance(kernels, Blocks)
+        kernels = Blocks(state.quant_type, {"blocksize": state.blocksize, "double": nested})
         codes, statistics = codes.view(torch.uint8).reshape(-1, 1), kernels.statistics_of(state)
     packing = Packing(
         state.quant_type,

@@ -26,9 +26,7 @@ def dequantise(
 
 
 @dequantise.register_fake
-def _(
-    codes: Tensor, statistics: Sequence[Tensor], shape: Sequence[int], packing: str, dtype: torch.dtype
-) -> Tensor:
+def _(codes: Tensor, _statistics: Any, shape: Sequence[int], _packing: str, dtype: torch.dtype) -> Tensor:
     return codes.new_empty(list(shape), dtype=dtype)
 
 
@@ -50,19 +48,11 @@ def quantised_linear(
 
 
 @quantised_linear.register_fake
-def _(
-    x: Tensor,
-    codes: Tensor,
-    statistics: Sequence[Tensor],
-    shape: Sequence[int],
-    packing: str,
-    compute: torch.dtype | None,
-    bias: Tensor | None,
-) -> Tensor:
+def _(x: Tensor, _codes: Tensor, _statistics: Any, shape: Sequence[int], *_: Any) -> Tensor:
     return x.new_empty([*x.shape[:-1], shape[0]])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch gives it by name
     x, codes, statistics, shape, packing, compute, bias = inputs
     ctx.save_for_backward(codes, *statistics)
     ctx.count, ctx.shape, ctx.packing = len(statistics), list(shape), packing
@@ -101,5 +91,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, _bias: Tensor | None) -> Tensor:
     return x.new_empty([*x.shape[:-1], weight.shape[0]])

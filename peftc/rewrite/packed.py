@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -76,7 +77,7 @@ class Binding:
         node.args = (node.args[0], *self.packed(), self.held.compute, bias)
         node.kwargs = {}
 
-    def packed(self) -> tuple[object, ...]:
+    def packed(self) -> tuple[Any, ...]:
         """The arguments that stand for the weight."""
         return self.codes, self.statistics, list(self.held.shape), self.held.packing.text
 

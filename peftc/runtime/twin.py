@@ -59,9 +59,10 @@ def remember_loading(made: nn.Module, *, quantised: bool) -> None:
         noted = vars(module).pop(NOTED, None)
         if noted is None:
             continue
+        config = getattr(module, "config", None)
         if quantised:
             vars(module).update(noted)
-        elif hasattr(config := getattr(module, "config", None), "quantization_config"):
+        elif config is not None and hasattr(config, "quantization_config"):
             del config.quantization_config
 
 

@@ -29,7 +29,7 @@ def loaded(model: Any, folder: Path, settings: dict[str, Any], **given: Any) -> 
     from transformers.utils import logging
 
     model.save_pretrained(folder)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     config = BitsAndBytesConfig(**settings)
     return type(model).from_pretrained(folder, quantization_config=config, **given)
 

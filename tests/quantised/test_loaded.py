@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,7 @@ def test_a_model_that_ran_in_evaluation_has_its_codes_in_another_order(tmp_path:
 
 
 def test_what_is_not_quantised_yet_or_oddly_is_refused() -> None:
-    from bitsandbytes import nn as packed
+    packed: Any = importlib.import_module("bitsandbytes").nn
 
     four = packed.Linear4bit(64, 64, bias=False)
     with pytest.raises(QuantiseError, match="not quantised yet"):
@@ -154,7 +156,7 @@ def test_what_is_not_quantised_yet_or_oddly_is_refused() -> None:
 def test_products_are_computed_in_the_modules_own_number_format(
     dtype: torch.dtype, compute: torch.dtype | None
 ) -> None:
-    from bitsandbytes import nn as packed
+    packed: Any = importlib.import_module("bitsandbytes").nn
 
     four = packed.Linear4bit(64, 48, compute_dtype=compute, quant_type="nf4").to(dtype).to("cpu").train()
     model = nn.Sequential(nn.LayerNorm(64, dtype=dtype), copy.deepcopy(four)).train()
@@ -162,6 +164,46 @@ def test_products_are_computed_in_the_modules_own_number_format(
     x = torch.randn(5, 64, dtype=dtype)
     assert torch.equal(compiled[1](x), four(x)), "called alone"
     assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_that_was_prepared_for_training(checkpointing: bool, tmp_path: Path) -> None:
+    """Norms, tables and the head in single precision, embeddings told to want gradients for reentrant checkpointing."""
+    from peft import prepare_model_for_kbit_training
+
+    half = {**NF4, "bnb_4bit_compute_dtype": torch.bfloat16}
+    model = loaded(wide(num_hidden_layers=1), tmp_path, half, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # HF PEFT calls a method by its former name
+        prepared = prepare_model_for_kbit_training(model, checkpointing, {"use_reentrant": True})
+    compiled, theirs, names = pair(prepared)
+    assert compiled.model.layers[0].self_attn.q_proj.peftc.default.lora.q.A.dtype == torch.float32
+    assert bool(prepared.model.embed_tokens._forward_hooks) is checkpointing
+    ours, other = compiled(input_ids=IDS, labels=IDS), theirs(input_ids=IDS, labels=IDS)
+    assert relative(ours.loss, other.loss) <= 1e-6
+    ours.loss.backward()
+    other.loss.backward()
+    for name, their_name in names.items():
+        assert relative(compiled.get_parameter(name).grad, theirs.get_parameter(their_name).grad) <= 1e-5, (
+            name
+        )
+
+
+def test_a_trainer_takes_it(tmp_path: Path) -> None:
+    """transformers refuses to train a model that it knows as quantised, but for adapters of its own library."""
+    from transformers import Trainer, TrainingArguments
+
+    model = loaded(wide(num_hidden_layers=1), tmp_path, NF4)
+    compiled: Any = peftc.compile(model, ["lora:q,v"])
+    before = {name: held.clone() for name, held in compiled.state_dict().items()}
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=3, learning_rate=0.1,
+        report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True, optim="adamw_bnb_8bit",
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    Trainer(model=compiled, args=args, train_dataset=rows).train()
+    changed = {name for name, held in compiled.state_dict().items() if not torch.equal(held, before[name])}
+    assert changed == {parameter.path for parameter in compiled.peftc_plan.new_parameters}
 
 
 def test_matrices_that_were_stored_turned_are_not_any_more(tmp_path: Path) -> None:

@@ -61,7 +61,12 @@ def test_products_can_be_computed_in_another_number_format() -> None:
 def test_the_backward_keeps_no_unpacked_weight() -> None:
     (x, b), held = given(), packed(NF4)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+
+    def keep(each: Tensor) -> Tensor:
+        kept.append(each)
+        return each
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
         quantised_linear(x, *held, None, b)
     assert sum(each.numel() for each in kept) == sum(each.numel() for each in (held[0], *held[1]))
     assert not any(each.is_floating_point() for each in kept)
