@@ -16,6 +16,7 @@ PeftcError
 │   ├── ConflictError          two rules on one port, or a circle in their order
 │   └── BudgetError            more new parameters than allowed
 ├── CaptureError               the model cannot be captured as a graph
+├── QuantiseError              weights cannot be packed into fewer bits, or read from them
 ├── ScheduleError              a schedule cannot be carried out in this training run
 ├── MergeError                 a rule is no change of weights, or a weight has no place for it
 ├── ProgramError               a call that the compiled module cannot serve
@@ -131,6 +132,10 @@ class BudgetError(MatchError):
 
 class CaptureError(PeftcError):
     """The model cannot be captured as a graph; `detail` holds the model's own line."""
+
+
+class QuantiseError(PeftcError):
+    """Weights cannot be packed into fewer bits, or read from them."""
 
 
 class ScheduleError(PeftcError):

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "peftc"
 ORDER = (
     "errors",
     "lang",
+    "quantised",
     "graphs",
     "passes",
     "capture",

@@ -22,6 +22,7 @@ METHOD_NAMES_ALLOWED = {
     "cli/plans.py": "examples in --help",
     "cli/specs.py": "examples in --help",
     "cli/training.py": "examples in --help",
+    "lang/formats.py": "a number format and the method that uses it have one name",
 }
 # Rules whose names are words of English: a sentence may say `full` or `head`.
 METHODS_THAT_ARE_WORDS = {"full", "head", "prefix"}

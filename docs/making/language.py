@@ -12,11 +12,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs.making.markdown import code, page, said, table
-from peftc.lang import CODES, GRAMMAR, LAWS, OPERATIONS, PIECES, POLICIES, Operation, Rule, Section
+from peftc.lang import CODES, FORMATS, GRAMMAR, LAWS, OPERATIONS, PIECES, POLICIES, Operation, Rule, Section
 from peftc.lang.axes import contract, meet, read_axes, read_dimensions
 from peftc.lang.expression import CONDITION_WORDS, EXPRESSION_WORDS
 from peftc.lang.limits import LIMITS
 from peftc.lang.operations import Setting
+from peftc.lang.results import numbers as numbers_axes
+from peftc.lang.sizes import FUNCTIONS
 
 EXAMPLE = Path(__file__).parents[2] / "rules" / "lora.toml"
 WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
@@ -29,7 +31,7 @@ def language() -> str:
         "A method is one TOML file. It says which sites of a model it is for, which parameters it makes there, and "
         "which values become what. It is proved when it is loaded, before there is a model: every name is bound, "
         "every axis accounted for, every parameter used. Nothing in it is ever run by Python.",
-        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').rstrip()}\n```",
+        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').partition('[[also]]')[0].rstrip()}\n```",
         "`peftc new NAME` writes a file to start from, `peftc check FILE` proves one, `peftc rules NAME` tells what "
         "one does. Roles, their parts and their ports: [roles.md](roles.md).",
         "## Keys",
@@ -45,6 +47,8 @@ def language() -> str:
                 ("`a @ b`", said(contract)),
             ),
         ),
+        "Functions that a size can be made with; `divisor` and `pairs` stand for numbers in expressions too.",
+        table(("function", "meaning"), (_size_function(name) for name in sorted(FUNCTIONS))),
         "## Expressions",
         f"An expression is made of {EXPRESSION_WORDS}; a condition of `where` of {CONDITION_WORDS}. The syntax is "
         "Python's, which only parses it. Names stand for options, sizes of axes, ports, parameters and bindings.",
@@ -58,6 +62,14 @@ def language() -> str:
         "a loop of your own, call `compiled.update_schedules(step, total)` after each `optimizer.step()`. Whatever "
         "they need to go on is in `compiled.schedules.state_dict()`.",
         table(("policy", "parameters", "settings", "meaning"), (_policy(name) for name in sorted(POLICIES))),
+        "## Number formats",
+        'What a `quantise` can name. Weights are packed and unpacked by bitsandbytes (`pip install "peftc[quant]"`). '
+        "Products read packed weights, and unpack them once more for the gradient of what was multiplied; any other "
+        "expression that reads one gets it unpacked. An adapter beside them is saved alone: the same backbone is "
+        "packed into the same bits again.",
+        table(
+            ("format", "settings", "bits a number", "meaning"), (_format(name) for name in sorted(FORMATS))
+        ),
         "## Initial laws",
         table(("law", "settings", "axes at least", "meaning"), (_law(name) for name in sorted(LAWS))),
         "## Limits",
@@ -163,9 +175,19 @@ def _sorted_operations() -> list[Operation]:
 def _operation(operation: Operation) -> tuple[str, str, str, str]:
     settings = "; ".join(_setting(name, setting) for name, setting in operation.settings.items())
     numbers = [name for name, kind in operation.takes if kind == "number"]
-    takes = f" {', '.join(map(code, numbers))} is a number." if numbers else ""
+    takes = (
+        f" {', '.join(map(code, numbers))} is a number."
+        if numbers and operation.axes is not numbers_axes
+        else ""
+    )
+    takes += "".join(f" {code(name)} may be a number." for name, kind in operation.takes if kind == "any")
     takes += "".join(f" {code(f'{name}=…')} may give a value." for name in operation.optional)
     return code(operation.call), settings, said(operation.axes), operation.doc + takes
+
+
+def _size_function(name: str) -> tuple[str, str]:
+    function = FUNCTIONS[name]
+    return code(f"{name}({','.join(function.takes)})"), function.doc
 
 
 def _setting(name: str, setting: Setting) -> str:
@@ -174,6 +196,7 @@ def _setting(name: str, setting: Setting) -> str:
         *([f"from {setting.min:g}"] if setting.min is not None else []),
         *([f"to {setting.max:g}"] if setting.max is not None else []),
         *([" ".join(map(code, setting.choices))] if setting.choices else []),
+        *([f"one of {', '.join(map(str, setting.among))}"] if setting.among else []),
     ]
     return f"{code(name)}: {setting.doc} ({', '.join(limits)})"
 
@@ -186,6 +209,13 @@ def _policy(name: str) -> tuple[str, str, str, str]:
     )
     settings = "; ".join(_setting(key, setting) for key, setting in policy.settings.items())
     return code(name), targets, settings, f"{policy.doc} {policy.paper}".rstrip()
+
+
+def _format(name: str) -> tuple[str, str, str, str]:
+    told = FORMATS[name]
+    settings = "; ".join(_setting(key, setting) for key, setting in told.settings.items())
+    usual = {key: setting.default for key, setting in told.settings.items() if setting.default is not None}
+    return code(name), settings, f"{told.bits(usual):.3g}", f"{told.doc} {told.paper}".rstrip()
 
 
 def _law(name: str) -> tuple[str, str, str, str]:

@@ -23,6 +23,7 @@ from peftc.capture.size_reader import size_conditions
 from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
+from peftc.quantised import standing_in
 
 CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
 
@@ -48,7 +49,7 @@ def export_call(
         CaptureError: the model cannot be captured; shows the model's own source line.
     """
     drawn = numbers_state()
-    with quiet(root):
+    with quiet(root), standing_in(root):
         exported, answered = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2), answers))
     if numbers_state() != drawn:
         raise CaptureError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from peftc.match.plan import Plan
+from peftc.quantised import quantised_in
 from peftc.runtime.merging import plain_model
 
 Arguments = dict[str, Any]
@@ -143,7 +144,9 @@ def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iter
     try:
         compiled.eval()
         draw(compiled, seed)
-        tolerance = 1e-5 if first.dtype in (torch.float32, torch.float64) else 3e-2
+        computed = {held.compute for held in quantised_in(compiled).values()} | {first.dtype}
+        half = computed & {torch.float16, torch.bfloat16}
+        tolerance = 3e-2 if half else 1e-5
         plain = plain_model(compiled).eval()
         config = getattr(plain, "config", None)
         words = getattr(config, "vocab_size", None)

@@ -134,6 +134,13 @@ def _equations(section: Section) -> Iterator[tuple[str, ...]]:
         yield from ((key, name, f"= {text}") for name, text in table.items())
     for port, train in section.train.items():
         yield ("train", port, f"put in by {train.insert}" if train.insert else "")
+    for port, kept in section.quantise.items():
+        given = {**kept.settings, **({"compute": kept.compute} if kept.compute else {})}
+        yield (
+            "quantise",
+            port,
+            f"{kept.format}({', '.join(f'{key}={value}' for key, value in given.items())})",
+        )
     for name, term in section.loss.items():
         yield ("loss", name, f"+ {term.weight} * {term.reduce} over sites of {term.value}")
     for name, told in section.schedule.items():

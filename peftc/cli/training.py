@@ -32,6 +32,17 @@ class PoolingName(enum.StrEnum):
     MODEL = "model"
 
 
+class OptimizerName(enum.StrEnum):
+    """What changes the weights."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw-8bit"
+    PAGED_ADAMW = "paged-adamw"
+    PAGED_ADAMW_8BIT = "paged-adamw-8bit"
+    LION_8BIT = "lion-8bit"
+    PAGED_LION_8BIT = "paged-lion-8bit"
+
+
 class KeepName(enum.StrEnum):
     """Which weights are the result."""
 
@@ -125,8 +136,16 @@ def finetune(
         ),
     ] = 1e-3,
     weight_decay: Annotated[
-        float, typer.Option(min=0.0, help="AdamW's decay.", rich_help_panel=TRAINING)
+        float, typer.Option(min=0.0, help="The optimizer's decay.", rich_help_panel=TRAINING)
     ] = 0.0,
+    optimizer: Annotated[
+        OptimizerName,
+        typer.Option(
+            help="All but adamw are bitsandbytes': those in 8 bit remember a quarter; paged ones move what they "
+            "remember out of an accelerator's memory when it is short (on the CPU they are as the others).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = OptimizerName.ADAMW,
     warmup: Annotated[
         float,
         typer.Option(
@@ -209,6 +228,7 @@ def finetune(
         accumulate=accumulate,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        optimizer=optimizer.value,
         warmup=warmup,
         seed=seed,
         gradient_checkpointing=gradient_checkpointing,

@@ -47,6 +47,7 @@ class Settings:
     accumulate: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    optimizer: str = "adamw"
     warmup: float = 0.0
     seed: int = 0
     gradient_checkpointing: bool = False
@@ -75,6 +76,7 @@ class Job(BaseModel):
     block_size: int
     batch_size: int
     seed: int
+    optimizer: str = "adamw"
     data: str
     data_sha256: str
     eval_data: str | None
@@ -102,6 +104,7 @@ def job_of(settings: Settings, labels: tuple[str, ...]) -> Job:
         block_size=settings.block_size,
         batch_size=settings.batch_size,
         seed=settings.seed,
+        optimizer=settings.optimizer,
         data=str(settings.data.resolve()),
         data_sha256=hashlib.sha256(settings.data.read_bytes()).hexdigest(),
         eval_data=None if settings.eval_data is None else str(settings.eval_data.resolve()),

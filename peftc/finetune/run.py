@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from peftc.finetune.data import Data, EncodedData, encode, load_data
 from peftc.finetune.encoding import batches_by_length, collator_for
 from peftc.finetune.job import Job, Settings, difference, job_of, read_job, write_job
 from peftc.finetune.models import Loaded, check_model_path, example_inputs, load_for, untrained
+from peftc.finetune.optimizers import OPTIMIZERS, check_optimizer, noted, notes_on
 from peftc.finetune.output import (
     Output,
     abandon,
@@ -54,6 +55,7 @@ class Result:
 def finetune(settings: Settings, console: Console) -> Result:
     """Trains and writes the output folder. Raises PeftcError for anything the user can put right."""
     check_model_path(settings.model)
+    check_optimizer(settings.optimizer)
     data = load_data(settings)
     output = open_output(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     try:
@@ -82,16 +84,18 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
         example_inputs(loaded, settings.task),
         data=first_batch(settings, encoded, loaded),
     )
+    # Let go of the model that came: where rules keep weights in fewer bits, it is the last to hold them whole.
+    loaded = replace(loaded, model=compiled)
     console.print(api.explain(compiled).table())
     for name in untrained(compiled, loaded.new):
         console.print(
             f"[yellow]note[/] {name} is new and no rule trains it: it stays as it was drawn", highlight=False
         )
     trainable = sum(parameter.numel() for parameter in compiled.parameters() if parameter.requires_grad)
-    metrics["parameters"] = {
-        "trainable": trainable,
-        "total": sum(parameter.numel() for parameter in compiled.parameters()),
-    }
+    metrics["parameters"] = {"trainable": trainable, "total": compiled.peftc_plan.total_count}
+    accelerator = torch.accelerator.is_available() and not settings.cpu
+    for note in notes_on(settings.optimizer, accelerator=accelerator):
+        console.print(f"[yellow]note[/] {note}", highlight=False)
 
     trainer = make_trainer(settings, compiled, loaded, encoded, output, console)
     if settings.task == "causal-lm" and encoded.evaluation is not None:
@@ -99,7 +103,8 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
             metrics["perplexity_before"] = math.exp(trainer.evaluate()["eval_loss"])
         console.print(f"perplexity before: {metrics['perplexity_before']:.2f}")
     started = time.perf_counter()
-    summary = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with noted():
+        summary = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics["training"] = {
         "rows": len(encoded.training),
         "steps": trainer.state.global_step,
@@ -210,6 +215,7 @@ def make_trainer(
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        optim=OPTIMIZERS[settings.optimizer].trainer,
         warmup_steps=round(settings.warmup * total),
         lr_scheduler_type="linear",
         seed=settings.seed,

@@ -26,7 +26,8 @@ class SiteGroup:
     Attributes:
         where: role and part, with its scope.
         layers: numbers of their blocks; sites: their ids.
-        parameters: name → shape of what is added at each; trains: port → path at the first.
+        parameters: name → shape of what is added at each; trains: ports whose weight trains.
+        quantises: port → how its weight is kept.
         count: trainable elements at all of them that no group before had.
     """
 
@@ -36,6 +37,7 @@ class SiteGroup:
     parameters: Mapping[str, tuple[int, ...]] = field(hash=False)
     trains: tuple[str, ...]
     count: int
+    quantises: Mapping[str, str] = field(hash=False, default_factory=dict)
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
@@ -43,7 +45,8 @@ class SiteGroup:
         layers = ranges(self.layers) or self.sites[0].rpartition(":")[0]
         added = [f"{name} {sizes(shape)}" for name, shape in self.parameters.items()]
         trained = [f"trains {', '.join(self.trains)}"] if self.trains else []
-        return self.where, layers, str(len(self.sites)), ", ".join(added + trained), f"{self.count:,}"
+        kept = [f"keeps {port} in {packing}" for port, packing in self.quantises.items()]
+        return self.where, layers, str(len(self.sites)), ", ".join(added + trained + kept), f"{self.count:,}"
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,7 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
         {parameter.name: parameter.shape for parameter in first.parameters},
         tuple(first.trains),
         count,
+        {port: str(packing) for port, packing in first.quantises.items()},
     )
 
 

@@ -25,6 +25,7 @@ from peftc.lang.document import (
     MatchChange,
     Option,
     Parameter,
+    Quantise,
     Rule,
     Schedule,
     Section,
@@ -32,11 +33,14 @@ from peftc.lang.document import (
     Use,
 )
 from peftc.lang.expression import Expression, parse
+from peftc.lang.formats import COMPUTE, FORMATS, Format, Packing, read_packing, register_format
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.lifting import lift_problem
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
 from peftc.lang.policies import POLICIES, Policy, Target, register_policy
+from peftc.lang.quantising import packing_of, packing_problem
 from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.scope import Scope
@@ -52,6 +56,8 @@ __all__ = [
     "ANY",
     "CALL_AXES",
     "CODES",
+    "COMPUTE",
+    "FORMATS",
     "GRAMMAR",
     "GROUPS",
     "LAWS",
@@ -70,6 +76,7 @@ __all__ = [
     "Define",
     "Dimension",
     "Expression",
+    "Format",
     "Initial",
     "Law",
     "Layers",
@@ -79,11 +86,13 @@ __all__ = [
     "MatchChange",
     "Operation",
     "Option",
+    "Packing",
     "Parameter",
     "PartSelector",
     "Place",
     "Policy",
     "Port",
+    "Quantise",
     "Role",
     "Rule",
     "RuleLike",
@@ -110,8 +119,11 @@ __all__ = [
     "flatten",
     "is_on",
     "known_words",
+    "lift_problem",
     "load_rule",
     "meet",
+    "packing_of",
+    "packing_problem",
     "parse",
     "read_axes",
     "read_dimensions",
@@ -119,9 +131,11 @@ __all__ = [
     "read_initial",
     "read_layers",
     "read_mapping",
+    "read_packing",
     "read_spec",
     "read_text",
     "register",
+    "register_format",
     "register_policy",
     "show",
     "signature",

@@ -17,7 +17,7 @@ from peftc.lang.draft import Draft, assemble, draft_of
 from peftc.lang.expression import is_name
 from peftc.lang.fragments import Fragments
 from peftc.lang.overrides import Overrides
-from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_schedule
+from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_quantise, renamed_schedule
 from peftc.lang.source import Place
 
 MOST_RULES = 16
@@ -73,7 +73,7 @@ class Composite:
         self.used[label] = used
         self._refuse_long(place, use, used, label)
         options = self._options(index, use, used, label)
-        drafts = [_relabelled(draft_of(used, s), place, label, options) for s in used.sections]
+        drafts = [_relabelled(draft_of(used, s), place, label, options) for s in used.sections if not s.asked]
         Overrides(self.rule, index, use, used, label, options, set(self.options), drafts).put_in()
         self._drop_unread(index, use, used, options, drafts)
         drafts[0].required = True
@@ -215,6 +215,10 @@ def _relabelled(draft: Draft, place: Place, label: str, options: Mapping[str, st
         "schedule": {
             f"{label}_{name}": (renamed_schedule(told, names, options), at.taken_by(place))
             for name, (told, at) in draft.schedule.items()
+        },
+        "quantise": {
+            port: (renamed_quantise(told, options), at.taken_by(place))
+            for port, (told, at) in draft.quantise.items()
         },
         "places": {keys: at.taken_by(place) for keys, at in draft.places.items()},
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peftc.lang.document import Loss, Option, Parameter, Rule, Schedule, Section, Train
+from peftc.lang.document import Loss, Option, Parameter, Quantise, Rule, Schedule, Section, Train
 from peftc.lang.initial import read_initial
 from peftc.lang.reading import read_mapping
 from peftc.lang.renaming import Line
@@ -14,7 +14,7 @@ from peftc.lang.roles import ROLES
 from peftc.lang.sizes import names_of
 from peftc.lang.source import Key, Place, Source
 
-TABLES = ("match", "parameters", "let", "rewrite", "merge", "train", "loss", "schedule")
+TABLES = ("match", "parameters", "let", "rewrite", "merge", "train", "quantise", "loss", "schedule")
 
 
 @dataclass
@@ -34,7 +34,9 @@ class Draft:
     loss: dict[str, Line] = field(default_factory=dict)
     losses: dict[str, Loss] = field(default_factory=dict)
     schedule: dict[str, tuple[Schedule, Place]] = field(default_factory=dict)
+    quantise: dict[str, tuple[Quantise, Place]] = field(default_factory=dict)
     required: bool = False
+    asked: bool = False
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
     @property
@@ -83,9 +85,11 @@ class Draft:
         for parameter, place in self.parameters.values():
             read |= {name for dimension in parameter.dimensions for name in names_of(dimension.size)}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
-            read.add(str(parameter.seed))
+            read |= {str(parameter.seed), str(parameter.lr)}
         read |= {str(term.weight) for term in self.losses.values()}
         read |= {str(value) for told, _ in self.schedule.values() for value in told.settings.values()}
+        for kept, _ in self.quantise.values():
+            read |= {kept.format, str(kept.compute), *map(str, kept.settings.values())}
         return read | {train.insert for train, _ in self.train.values() if train.insert}
 
     def content(self) -> dict[str, Any]:
@@ -100,6 +104,8 @@ class Draft:
         }
         if self.required:
             held["required"] = True
+        if self.asked:
+            held["asked"] = True
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
         held["loss"] = {
@@ -108,6 +114,9 @@ class Draft:
         }
         held["schedule"] = {
             name: told.model_dump(exclude_defaults=True) for name, (told, _) in self.schedule.items()
+        }
+        held["quantise"] = {
+            port: told.model_dump(exclude_defaults=True) for port, (told, _) in self.quantise.items()
         }
         return held
 
@@ -120,6 +129,7 @@ class Draft:
         found |= {("parameters", name): place for name, (_, place) in self.parameters.items()}
         found |= {("loss", name, "value"): line.place for name, line in self.loss.items()}
         found |= {("schedule", name): place for name, (_, place) in self.schedule.items()}
+        found |= {("quantise", port): place for port, (_, place) in self.quantise.items()}
         return found | {("train", port): place for port, (_, place) in self.train.items()}
 
 
@@ -156,7 +166,9 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         {name: Line(term.value, at("loss", name, "value")) for name, term in section.loss.items()},
         dict(section.loss),
         {name: (told, at("schedule", name)) for name, told in section.schedule.items()},
+        {port: (told, at("quantise", port)) for port, told in section.quantise.items()},
         section.required,
+        section.asked,
         places,
     )
 

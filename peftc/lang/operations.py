@@ -19,18 +19,20 @@ Lengths = dict[str, str]
 """What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
 LengthsRule = Callable[[tuple[Term, ...], Settings, Lengths], Lengths]
 Takes = Literal["value", "number", "any"]
+"""A value of a backend; a number; or either of them."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A named argument: the name of an axis, a number in a range, or one of some choices."""
+    """A named argument: the name of an axis, a number in a range or among some, one of some choices, or a yes or no."""
 
-    kind: Literal["axis", "number", "choice"]
+    kind: Literal["axis", "number", "choice", "flag"]
     doc: str = ""
     default: Constant | None = None
     min: float | None = None
     max: float | None = None
     choices: tuple[str, ...] = ()
+    among: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Operation:
 
     `optional` are values that a call may give by name, after those it `takes`; a call that gives none has
     fewer terms. `longer` names the setting whose axis comes out longer than it went in. `lengths` works the
-    lengths of the result's axes out from those of the operands where they differ; it may raise AxesError.
+    lengths of the result's axes out from those of the operands where they differ; it may raise AxesError. `number`
+    is what it gives where all that it takes are numbers; it may raise ArithmeticError or ValueError.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Operation:
     longer: str | None = None
     optional: tuple[str, ...] = ()
     lengths: LengthsRule | None = None
+    number: Callable[..., float] | None = None
 
     @property
     def call(self) -> str:
@@ -74,6 +78,8 @@ def setting_problem(setting: Setting, value: object) -> str | None:
     """Why `value` cannot be this setting, or None."""
     if setting.kind == "number":
         return _number_problem(setting, value)
+    if setting.kind == "flag":
+        return None if isinstance(value, bool) else "must be true or false"
     if not isinstance(value, str):
         return "must be the name of an axis" if setting.kind == "axis" else "must be a text"
     if setting.kind == "choice" and value not in setting.choices:
@@ -90,4 +96,6 @@ def _number_problem(setting: Setting, value: object) -> str | None:
         return f"must be at least {setting.min:g}, not {value:g}"
     if setting.max is not None and value > setting.max:
         return f"must be at most {setting.max:g}, not {value:g}"
+    if setting.among and value not in setting.among:
+        return f"must be one of {', '.join(map(str, setting.among))}, not {value:g}"
     return None

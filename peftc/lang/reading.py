@@ -25,6 +25,7 @@ from peftc.lang.document import (
     MatchChange,
     Option,
     Parameter,
+    Quantise,
     Rule,
     Schedule,
     Section,
@@ -166,6 +167,7 @@ def _known_keys(keys: tuple[Key, ...], kind: type[Data]) -> list[str]:
         "train": Train,
         "loss": Loss,
         "schedule": Schedule,
+        "quantise": Quantise,
     }
     for key in keys:  # the keys of tables of tables, such as a parameter's name, change no kind
         kind = inner.get((kind, key), both.get(key, kind) if key in kind.model_fields else kind)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from peftc.lang.axes import read_dimensions
-from peftc.lang.document import Loss, Parameter, Schedule
+from peftc.lang.document import Loss, Parameter, Quantise, Schedule
 from peftc.lang.expression import Expression, parse, span_of
 from peftc.lang.initial import law_named
 from peftc.lang.operations import OPERATIONS
@@ -131,7 +131,8 @@ def renamed_parameter(
     text = " ".join(words)
     place = init.place.edited(Edit(parameter.axes, text))
     seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed
-    changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed})
+    lr = names.get(parameter.lr, parameter.lr) if isinstance(parameter.lr, str) else parameter.lr
+    changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed, "lr": lr})
     return changed, place
 
 
@@ -151,3 +152,15 @@ def renamed_schedule(told: Schedule, parameters: Mapping[str, str], options: Map
         },
     }
     return told.model_copy(update=changed)
+
+
+def renamed_quantise(told: Quantise, options: Mapping[str, str]) -> Quantise:
+    """A quantised weight with the options that it reads renamed."""
+    settings = {
+        key: options.get(value, value) if isinstance(value, str) else value
+        for key, value in told.settings.items()
+    }
+    compute = None if told.compute is None else options.get(told.compute, told.compute)
+    return told.model_copy(
+        update={"format": options.get(told.format, told.format), "settings": settings, "compute": compute}
+    )

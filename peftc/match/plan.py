@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from peftc.analyse.site import Site
-from peftc.lang import Bound, Section
+from peftc.lang import Bound, Packing, Section
+from peftc.quantised import weight
 
+HOME = weight.HOME  # the submodule of a site's owner that holds what rules add to it
 ADAPTER = "default"  # the name of a compiled module's first adapter
-HOME = "peftc"  # the submodule of a site's owner that holds what rules add to it
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class NewParameter:
         axes, shape: its axes, and their sizes.
         law, settings: how it starts; `law` is an expression where the value is `computed`.
         data: ports whose values on the user's data the expression reads.
+        stacked: whether its first axis is that of a stack of matrices, each of which starts by itself.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
         seed: what it is drawn with; None for torch's own generator.
+        lr: the factor on the learning rate.
     """
 
     name: str
@@ -45,6 +48,8 @@ class NewParameter:
     seed: int | None = None
     computed: bool = False
     data: tuple[str, ...] = ()
+    stacked: bool = False
+    lr: float = 1.0
 
     @property
     def count(self) -> int:
@@ -63,6 +68,7 @@ class Application:
         parameters: what is added.
         trains: weight port → path of a parameter of the model that becomes trainable.
         inserted: weight port → name of the added zero parameter that stands in for a missing one.
+        quantises: weight port → how the weight is kept from now on.
     """
 
     rule: str
@@ -71,6 +77,7 @@ class Application:
     parameters: tuple[NewParameter, ...] = ()
     trains: Mapping[str, str] = field(default_factory=dict, hash=False)
     inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
+    quantises: Mapping[str, Packing] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,15 @@ class Plan:
     def trained(self) -> tuple[str, ...]:
         """Paths of the model's own parameters that become trainable, each once."""
         return tuple(dict.fromkeys(path for each in self.applications for path in each.trains.values()))
+
+    @cached_property
+    def quantised(self) -> Mapping[str, tuple[Packing, bool]]:
+        """Path → how it is kept, and whether it is stored as [d_in d_out], of the weights that are quantised."""
+        return {
+            each.site.weights[port]: (packing, bool(each.site.stored.get(port)))
+            for each in self.applications
+            for port, packing in each.quantises.items()
+        }
 
     @property
     def trainable_count(self) -> int:

@@ -1,6 +1,7 @@
 """Plan × graph → new graph. The input graph is never changed."""
 
 from peftc.rewrite.losses import auxiliary_loss
+from peftc.rewrite.packed import bind
 from peftc.rewrite.rewriting import rewrite, without_adapters
 
-__all__ = ["auxiliary_loss", "rewrite", "without_adapters"]
+__all__ = ["auxiliary_loss", "bind", "rewrite", "without_adapters"]

@@ -12,8 +12,9 @@ from peftc.graphs import operations
 from peftc.graphs.reading import ADDED, MODULES, STATE
 from peftc.lang import Bound, Constant, Parameter, Scope, Section, Term
 from peftc.match.plan import Application, Plan
+from peftc.quantised import weight_at
 from peftc.rewrite.backend import GraphBackend
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.rewrite.eager import EagerBackend, weight_terms
 
 LOSS = "loss"  # the field of a model's output that is trained on
 
@@ -25,7 +26,7 @@ def has_losses(plan: Plan) -> bool:
 
 def auxiliary_loss(root: nn.Module, plan: Plan) -> Tensor:
     """All that the rules add to the loss: a number with a gradient, 0 where they add nothing."""
-    total = weighted(plan, lambda _: EagerBackend(root.training), lambda path: tensor_at(root, path))
+    total = weighted(plan, lambda _: EagerBackend(root.training), lambda path: weight_at(root, path))
     if isinstance(total, Tensor):
         return total
     some = next(root.parameters(), torch.empty(0))
@@ -105,10 +106,10 @@ def term(
     read: Callable[[str], Any],
 ) -> Any:
     """One term at one site."""
-    paths = {parameter.name: parameter.path for parameter in application.parameters}
+    own = {parameter.name: parameter for parameter in application.parameters}
 
-    def parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, read(paths[key]))
+    def parameter(key: str, _: Parameter, __: tuple[int, ...]) -> Term:
+        return Term(own[key].axes, read(own[key].path))
 
     given = weight_terms(bound.rule, section, application.site, read, backend)
     scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)

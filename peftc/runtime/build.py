@@ -1,15 +1,15 @@
-"""Makes the compiled module of a plan: a copy over the same storage, with the plan's parameters in it."""
+"""Makes the compiled module of a plan: puts the plan's parameters into a twin of the model."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
-from peftc.errors import CaptureError
-from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.match.plan import NewParameter, Plan
+from peftc.quantised import quantised_in
+from peftc.quantised.weight import HOME, home
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
@@ -34,24 +34,6 @@ PLAIN_LAWS = {
     "orthogonal": lambda tensor, _: nn.init.orthogonal_(tensor),
     "identity": lambda tensor, _: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
 }
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters are frozen and share the storage of the model's own.
-
-    Raises:
-        CaptureError: the model was compiled already.
-    """
-    if isinstance(model, CompiledModule):
-        raise CaptureError(
-            f"{type(model).__name__} is compiled already",
-            hint="compile the model it came from, with all rules in one list",
-        )
-    memo: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
 
 
 def build(
@@ -134,7 +116,8 @@ def start(tensor: Tensor, parameter: NewParameter) -> None:
     """Fill a tensor by its parameter's law."""
     if tensor.numel():
         with torch.no_grad():
-            PLAIN_LAWS[parameter.law](tensor, parameter.settings)  # type: ignore[no-untyped-call]
+            for own in tensor if parameter.stacked else (tensor,):
+                PLAIN_LAWS[parameter.law](own, parameter.settings)  # type: ignore[no-untyped-call]
 
 
 def nearest(root: nn.Module, path: str) -> Tensor:
@@ -148,26 +131,15 @@ def nearest(root: nn.Module, path: str) -> Tensor:
         path = path.rpartition(".")[0]
 
 
-def home(root: nn.Module, path: str) -> nn.Module:
-    """The module at a path, made of empty modules where it is not there yet."""
-    module = root
-    for name in path.split("."):
-        child = dict(module.named_children()).get(name)
-        if child is None:
-            child = nn.Module()
-            module.add_module(name, child)
-        module = child
-    return module
-
-
 def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:
-    """Turn the root, its blocks and every module on the way to a site into generated subclasses."""
+    """Turn the root, its blocks and every module on the way to a site or a quantised weight into generated subclasses."""
     paths = {""} | set(engine.blocks)
     for path, module in root.named_modules():
         if path not in paths:
             warn_of_hooks(module, path)
-    for application in plan.applications:
-        parts = application.site.path.split(".")
+    owners = [path.rpartition(".")[0] for path in quantised_in(root)]
+    for owner in (*owners, *(application.site.path for application in plan.applications)):
+        parts = owner.split(".")
         paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
     for path in paths:
         try:

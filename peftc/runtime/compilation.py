@@ -20,6 +20,7 @@ from peftc.runtime.build import build
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.engine import Engine
 from peftc.runtime.starting import Starting, record
+from peftc.runtime.twin import INPUTS_WANTED
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def carry_out(
         starting: what computes initial values; without it those stay 0.
     """
     engine = Engine(copied, looked.plan, looked.analysis.blocks, looked.passes)
+    engine.inputs_require_grads = bool(vars(copied).pop(INPUTS_WANTED, False))
     compiled = build(copied, looked.plan, engine, kind, starting)
     engine.install(
         looked.program, looked.analysis, looked.constants, looked.records, looked.call, looked.mode

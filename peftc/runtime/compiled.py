@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from peftc.errors import StoreError
 from peftc.match.plan import Plan
 from peftc.rewrite import auxiliary_loss
 from peftc.runtime.schedules import Schedules
+
+if TYPE_CHECKING:
+    from peftc.runtime.requantising import Requantising
 
 generated: dict[tuple[type[nn.Module], type[nn.Module] | None], type[nn.Module]] = {}
 
@@ -77,7 +81,7 @@ class CompiledModule(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside, the module computes what the original model does.
+        """Inside, the module computes what the original model does, its weights in as few bits as rules keep them in.
 
         Bit for bit, but for what a spelling recognises within rounding (docs/spellings.md): attention that the
         model writes out as a softmax, where a query that may see no key at all gets a finite value; products with
@@ -105,17 +109,35 @@ class CompiledModule(nn.Module):
             hint="save_pretrained(folder) writes the adapter, peftc.load(model, folder) reads it",
         )
 
-    def merge_and_unload(self) -> nn.Module:
+    def merge_and_unload(self, *, requantise: bool = False) -> nn.Module:
         """A plain model of the original class with the adapters in its weights. This module stays as it is.
 
-        Weights that no rule changes share their storage with this module's.
+        Weights that no rule changes share their storage with this module's. Weights that are kept in fewer bits are
+        unpacked, the adapters added, and a warning says what packing them again would lose: see
+        `requantising_loss`.
+
+        Args:
+            requantise: whether modules that came quantised are given back so, their weights packed again.
 
         Raises:
-            MergeError: a rule is no change of weights, such as keys put in front of an attention's; names it.
+            MergeError: a rule is no change of weights, such as keys put in front of an attention's; names it. Or
+                `requantise`, where modules did not come quantised.
         """
         from peftc.runtime.merging import merged_weights, plain_model
+        from peftc.runtime.requantising import requantising
 
-        return plain_model(self, merged_weights(self, self.peftc_plan))
+        weights = merged_weights(self, self.peftc_plan)
+        model = plain_model(self, weights, requantise=requantise)
+        if (lost := requantising(self, weights)).weights:
+            warnings.warn(str(lost), stacklevel=2)
+        return model
+
+    def requantising_loss(self) -> Requantising:
+        """What packing the merged weights into as few bits as they are kept in now would lose, weight by weight."""
+        from peftc.runtime.merging import merged_weights
+        from peftc.runtime.requantising import requantising
+
+        return requantising(self, merged_weights(self, self.peftc_plan))
 
     def auxiliary_loss(self) -> Tensor:
         """What the rules add to the loss: a single number with a gradient, 0 where they add nothing.

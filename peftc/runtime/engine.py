@@ -23,7 +23,8 @@ from peftc.graphs.program import Program
 from peftc.graphs.verifying import verify
 from peftc.match.plan import Plan
 from peftc.passes import AS_MADE, PassRecord, PassSettings
-from peftc.rewrite import rewrite, without_adapters
+from peftc.quantised import quantised_in
+from peftc.rewrite import bind, rewrite, without_adapters
 from peftc.runtime.schedules import Schedules
 
 
@@ -254,6 +255,7 @@ class Engine:
             if enabled
             else without_adapters(program.graph, self.plan)
         )
+        bind(graph, quantised_in(self.root))
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, program.root)
         return Entry(program, analysis, graph, emitted, records, enabled=enabled)

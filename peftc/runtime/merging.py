@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.errors import MergeError
 from peftc.graphs import operations
-from peftc.lang import Parameter, Scope, Term, signature
+from peftc.lang import Parameter, Scope, Term
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, Plan
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.match.plan import Application, Plan
+from peftc.match.sharing import leaks, shared_edit
+from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
+from peftc.quantised.weight import HOME
+from peftc.rewrite.backend import AbsentWeight
+from peftc.rewrite.eager import EagerBackend, stored_axes, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
+from peftc.runtime.merge_order import merge_order
 from peftc.runtime.starting import wide
+from peftc.runtime.twin import remember_loading
 
 Weights = dict[str, Tensor]
 """Path → tensor, as the plain model would have it."""
@@ -40,29 +46,68 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
     Sums are taken in single precision at least, and rounded once.
 
     Raises:
-        MergeError: a rule of the plan is no change of weights; names it.
+        MergeError: a rule of the plan is no change of weights, or one would change another site's too; names it.
     """
     if kept := unmergeable(plan):
         raise MergeError(
             f"{kept[0]} cannot be merged: it is no change of a weight",
             hint="; ".join(f"{label} stays beside the model" for label in kept),
         )
-    changed: Weights = {path: tensor_at(root, path).detach() for path in plan.trained}
+    changed: Weights = {path: weight_at(root, path).detach() for path in plan.trained}
+    for application, other in leaks(plan):
+        raise MergeError(
+            f"{application.rule} cannot be merged at {application.site.id}: {other.id} reads the same weight, and would "
+            "change with it",
+            hint="untie the model's weights before it is compiled; or leave the adapter beside it",
+        )
+    done: set[tuple[str, ...]] = set()
     with torch.no_grad():
-        for application in plan.applications:
-            for port in plan.section(application).merge:
+        for application in merge_order(plan):
+            ports = plan.section(application).merge
+            parts = {port: edited(root, plan, application, port, changed) for port in ports}
+            for port, part in parts.items():
+                if port not in application.site.weights:
+                    put_in_absent(root, part, application, port, changed)
+                    continue
                 path = application.site.weights[port]
-                held = changed.get(path, tensor_at(root, path).detach())
-                changed[path] = with_part(
-                    held, edited(root, plan, application, port, changed), application, port
-                )
+                key = shared_edit(application, port)
+                if key in done:
+                    continue
+                done |= {key} if key else set()
+                held = changed.get(path, weight_at(root, path).detach())
+                changed[path] = with_part(held, part, application, port)
             for port, name in application.inserted.items():
                 path = next(each.path for each in application.parameters if each.name == name)
-                bias_path = f"{application.site.path}.{'bias' if port == 'b' else port}"
-                changed[bias_path] = with_bias(
-                    root, changed.get(bias_path), tensor_at(root, path), application
-                )
+                bias_path = absent_path(application, port)
+                before = changed.get(bias_path)
+                own = weight_at(root, path) + (0 if before is None else own_part_of(before, application))
+                changed[bias_path] = with_bias(root, before, own, application)
     return changed
+
+
+def absent_path(application: Application, port: str) -> str:
+    """Where a weight that a site lacks would be."""
+    return f"{application.site.path}.{'bias' if port == 'b' else port}"
+
+
+def own_part_of(bias: Tensor, application: Application) -> Tensor:
+    """A site's own part of a bias."""
+    rows = application.site.rows
+    return bias if rows is None else operations.take_channels(bias, rows)
+
+
+def put_in_absent(
+    root: nn.Module, part: Tensor, application: Application, port: str, changed: Weights
+) -> None:
+    """Merge into a weight that a site lacks; what comes to its neutral number again needs no place.
+
+    Raises:
+        MergeError: the module has no place for the weight.
+    """
+    path = absent_path(application, port)
+    neutral = ROLES[application.site.role].ports[port].neutral
+    if path in changed or not torch.equal(part, torch.full_like(part, neutral or 0.0)):
+        changed[path] = with_bias(root, changed.get(path), part, application)
 
 
 def edited(
@@ -71,25 +116,21 @@ def edited(
     """What a section's merge makes of one weight at a site: the site's own part, in the order it is stored in."""
     bound, section, site = plan.bound(application.rule), plan.section(application), application.site
     backend = EagerBackend()
-    paths = {each.name: each.path for each in application.parameters}
+    named = {each.name: each for each in application.parameters}
 
     def read(path: str) -> Tensor:
-        return wide(changed[path] if path in changed else tensor_at(root, path))
+        return wide(changed[path] if path in changed else weight_at(root, path))
 
-    def parameter(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, wide(tensor_at(root, paths[name])))
+    def parameter(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
+        return Term(named[name].axes, wide(weight_at(root, named[name].path)))
 
     given = weight_terms(bound.rule, section, site, read, backend)
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
-    own = signature(section, site.role).ports[port]
-    role_axes = ROLES[site.role].ports[port].axes
-    called = dict(zip(role_axes, own, strict=False))
-    order = (
-        tuple(called.get(axis, axis) for axis in site.stored.get(port, role_axes))
-        if port in site.stored
-        else own
-    )
-    result = backend.align(scope.merge(port), order)
+    for absent, term in given.items():
+        if isinstance(term.held, AbsentWeight) and absent_path(application, absent) in changed:
+            put_in = own_part_of(changed[absent_path(application, absent)], application)
+            given[absent] = Term(term.axes, wide(put_in).reshape(term.held.shape))
+    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section, stack=site.stack)
+    result = backend.align(scope.merge(port), stored_axes(section, site, port))
     assert isinstance(result, Tensor)
     return result
 
@@ -99,8 +140,7 @@ def with_part(held: Tensor, part: Tensor, application: Application, port: str) -
     site = application.site
     if site.rows is None:
         return part.to(held.dtype).reshape(held.shape)
-    order = site.stored.get(port, ROLES[site.role].ports[port].axes)
-    axis = order.index("d_out")
+    axis = site.axes(port).index("d_out")
     whole = held.clone()
     taken = 0
     for start, stop in site.rows:
@@ -117,30 +157,44 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
         raise MergeError(
             f"{application.rule} cannot be merged at {site.id}: {type(module).__name__} has no place for a bias"
         )
-    whole = held
-    if whole is None:
-        width = tensor_at(root, site.weights["W"]).shape[
-            site.stored.get("W", ROLES[site.role].ports["W"].axes).index("d_out")
-        ]
-        whole = torch.zeros(width, dtype=bias.dtype, device=bias.device)
+    weight = weight_at(root, site.weights["W"])
+    bias = bias.detach().to(weight.dtype, copy=True).reshape(-1)
     if site.rows is None:
-        return bias.detach().clone()
-    return operations.put_channels(whole, bias.detach(), site.rows)
+        return bias
+    if held is None:
+        width = weight.shape[site.axes("W").index("d_out")]
+        held = torch.zeros(width, dtype=bias.dtype, device=bias.device)
+    return operations.put_channels(held, bias, site.rows)
 
 
-def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def plain_model(
+    root: nn.Module, weights: Mapping[str, Tensor] | None = None, *, requantise: bool = False
+) -> nn.Module:
     """A model of the original class, without adapters, over the compiled module's storage.
 
     Args:
         root: a compiled module.
         weights: path → what stands there instead. Without, it is the model as it came.
+        requantise: whether modules that came quantised are so again; else weights in fewer bits are unpacked.
+
+    Raises:
+        MergeError: `requantise`, but a rule quantised a weight of a module that came as it was.
     """
     engine: Engine = root._peftc  # type: ignore[assignment]  # noqa: SLF001 - of the class that this stage makes
-    plan = engine.plan
+    plan, held = engine.plan, quantised_in(root)
+    if requantise and (own := [path for path, each in held.items() if each.origin is None]):
+        raise MergeError(
+            f"{own[0]} came as it was and cannot be given back quantised" if held else "nothing is quantised",
+            hint="save the merged model and load it quantised",
+        )
     memo: dict[int, object] = {id(engine): None}
     for parameter in root.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     made = copy_of(root, memo)
+    given = {path: weight_at(root, original_path(path)) for path in plan.trained} | dict(weights or {})
+    came = quantised_in(made)
+    if not requantise:
+        given = unpacked(made, given) | given
     for path, module in list(made.named_modules()):
         for name in (HOME, CONSTANTS):
             if name in module._modules and HOME not in path.split("."):  # noqa: SLF001 - nn.Module has no other way
@@ -149,9 +203,24 @@ def plain_model(root: nn.Module, weights: Mapping[str, Tensor] | None = None) ->
             vars(module).pop(name, None)
         if path in engine.plain:
             module.__class__ = engine.plain[path]
-    given = {path: tensor_at(root, original_path(path)) for path in plan.trained}
-    put_weights(made, {**given, **(weights or {})})
+    remember_loading(made, quantised=requantise)
+    if requantise:
+        put_back(made, came, given)
+    put_weights(made, given)
     return made
+
+
+def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[str, Tensor]) -> None:
+    """Put modules that came quantised in their places again, with what is `given` for their weights, taking it out."""
+    for path, held in came.items():
+        owner_path = path.rpartition(".")[0]
+        owner = model.get_submodule(owner_path)
+        codes = model.get_parameter(path).detach()
+        statistics = {name: held.get_buffer(name) for name in held.statistics}
+        if path in given:
+            codes, statistics = held.repacked(given.pop(path))
+        around, _, name = owner_path.rpartition(".")
+        setattr(model.get_submodule(around), name, as_loaded(owner, held, codes, statistics))
 
 
 def copy_of(root: nn.Module, memo: dict[int, object]) -> nn.Module:

@@ -18,7 +18,9 @@ from peftc.graphs.program import Program, copy_graph
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.match.plan import Application, NewParameter, Plan
 from peftc.passes import PassSettings
-from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.quantised import quantised_in, weight_at
+from peftc.rewrite import bind
+from peftc.rewrite.eager import EagerBackend, weight_terms
 
 HINT = "give data of more rows or longer texts"
 
@@ -47,21 +49,24 @@ class Starting:
         """
         bound, section = self.plan.bound(application.rule), self.plan.section(application)
         site, backend = application.site, EagerBackend()
-        told = signature(section, site.role)
+        told = signature(section, site.role, site.stack)
         given = weight_terms(
-            bound.rule, section, site, lambda path: wide(tensor_at(self.root, path)), backend
+            bound.rule, section, site, lambda path: wide(weight_at(self.root, path)), backend
         )
         for port, tensor in self.recorded.get((site.role, site.id), {}).items():
             given[port] = Term(told.ports[port], wide(tensor))
-        paths = {each.name: each.path for each in application.parameters}
+        own = {each.name: each for each in application.parameters}
 
-        def read(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-            return Term(declared.named, wide(made[paths[name]]))
+        def read(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
+            return Term(own[name].axes, wide(made[own[name].path]))
 
-        scope = Scope(bound.rule, bound.options, given, backend, read, section=section)
+        scope = Scope(bound.rule, bound.options, given, backend, read, section=section, stack=site.stack)
         try:
             with torch.no_grad():
-                tensor = backend.align(scope.initial(parameter.name), parameter.axes)
+                term = scope.initial(parameter.name)
+                tensor = backend.align(term, parameter.axes)
+                if parameter.stacked and site.stack not in term.axes:
+                    tensor = tensor.expand(parameter.shape)
         except (
             RuntimeError
         ) as error:  # an axis shorter than what is taken of it, a matrix without a decomposition
@@ -74,7 +79,8 @@ class Starting:
                 f"but is {list(parameter.shape)} at {site.id}",
                 hint=HINT if parameter.data else None,
             )
-        return tensor.clone()
+        # In the order in which a saved one is read again: products round differently over other strides.
+        return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -155,6 +161,7 @@ def run(
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     output.args = (tuple(moved[node] for node in wanted),)
     graph.eliminate_dead_code()
+    bind(graph, quantised_in(model))
     holder = nn.Module()
     for name, tensor in constants.items():
         holder.register_buffer(name, tensor, persistent=False)

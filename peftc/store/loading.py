@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peftc.errors import CorruptAdapterError, ForeignAdapterError, MatchError
 from peftc.match.plan import Plan
-from peftc.runtime import carry_out, look, twin
+from peftc.runtime import carry_out, look, pack, twin
 from peftc.store.record import FORMAT, RECORD_FILE, TENSOR_FILE, Record, dtype_name, read_record
 from peftc.store.saving import file_digest, stored_tensors
 from peftc.store.stored import StoredModule
@@ -41,6 +41,7 @@ def load_adapter(
             hint=error.hint,
         ) from error
     compare(record, looked.plan, folder, type(model).__name__)
+    pack(copied, looked.plan)
     compiled = carry_out(looked, copied, StoredModule)
     put_in(tensors, stored_tensors(compiled, looked.plan), folder)
     if not trainable:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from peftc.lang import LAWS, OPERATIONS, POLICIES, ROLES, default_library
+from peftc.lang import FORMATS, LAWS, OPERATIONS, POLICIES, ROLES, default_library
 from peftc.lang.document import Match, Option, Parameter, Rule
 
 LIBRARY = default_library()
@@ -157,6 +157,16 @@ schedules = st.fixed_dictionaries(
         )
     },
 )
+quantises = st.fixed_dictionaries(
+    {"format": st.one_of(st.sampled_from([*FORMATS, "format"]), names)},
+    optional={
+        "settings": _table(
+            st.sampled_from(["blocksize", "double", "none"]),
+            st.one_of(numbers, names, st.sampled_from([64, 128, True])),
+        ),
+        "compute": st.one_of(st.sampled_from(["input", "bfloat16", "int8"]), names),
+    },
+)
 sections = st.fixed_dictionaries(
     {"match": matches},
     optional={
@@ -165,6 +175,7 @@ sections = st.fixed_dictionaries(
         "rewrite": _table(st.sampled_from(PORTS), expressions),
         "merge": _table(st.sampled_from(PORTS), expressions),
         "train": _table(st.sampled_from(PORTS), st.sampled_from([{}, {"insert": "insert"}])),
+        "quantise": _table(st.sampled_from(["W", "b", "x"]), quantises),
         "loss": _table(local_names, losses),
         "schedule": _table(local_names, schedules),
     },
