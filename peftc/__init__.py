@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftc.api import check, compile, diff, explain, graph, load, plan, rules, sites
+    from peftc.api import check, compile, diff, explain, graph, load, param_groups, plan, rules, sites
     from peftc.certificate.findings import Certificate
     from peftc.errors import PeftcError
     from peftc.lang import Rule
@@ -29,6 +29,7 @@ __all__ = [
     "explain",
     "graph",
     "load",
+    "param_groups",
     "plan",
     "rules",
     "sites",
@@ -39,7 +40,8 @@ _HOMES = {
     "Plan": "peftc.match",
     "Rule": "peftc.lang",
     **dict.fromkeys(
-        ("check", "compile", "diff", "explain", "graph", "load", "plan", "rules", "sites"), "peftc.api"
+        ("check", "compile", "diff", "explain", "graph", "load", "param_groups", "plan", "rules", "sites"),
+        "peftc.api",
     ),
     "Certificate": "peftc.certificate.findings",
 }

@@ -20,6 +20,7 @@ from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
 from peftc.runtime import capture_example, carry_out, look, pack, start_from, twin
+from peftc.runtime import param_groups as groups_of
 from peftc.store import StoredModule, load_adapter
 
 
@@ -136,6 +137,15 @@ def load(
         ForeignAdapterError: it belongs to another model; names the site.
     """
     return load_adapter(model, Path(folder), example_inputs, trainable=trainable)
+
+
+def param_groups(compiled: nn.Module, lr: float, *, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """What trains of a compiled module, in groups for any optimiser: `AdamW(peftc.param_groups(compiled, lr=1e-4))`.
+
+    Rules can give a parameter a learning rate of its own, such as a multiple of `lr`; biases, norms and other vectors
+    do not decay. `peftc finetune` trains with these groups.
+    """
+    return groups_of(compiled, lr, weight_decay)
 
 
 def explain(compiled_or_plan: nn.Module | Plan) -> Explanation:

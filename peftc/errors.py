@@ -20,6 +20,7 @@ PeftcError
 ├── ScheduleError              a schedule cannot be carried out in this training run
 ├── MergeError                 a rule is no change of weights, or a weight has no place for it
 ├── ProgramError               a call that the compiled module cannot serve
+│   └── BranchError            data takes another way through the model's code than the one captured
 ├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
 │   ├── CorruptAdapterError    the files are damaged or incomplete
@@ -147,6 +148,20 @@ class MergeError(PeftcError):
 
 class ProgramError(PeftcError):
     """A call that the compiled module cannot serve."""
+
+
+class BranchError(ProgramError):
+    """Data takes another way through the model's code than the one captured, at its branch `number`.
+
+    A compiled module captures that way too and goes on; only a call that is being traced lets this out.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            "what this program was captured for depends on data, which says otherwise in this call",
+            hint="call the module once with such data before it is traced",
+        )
+        self.number = number
 
 
 class PassFailedError(PeftcError):

@@ -17,6 +17,8 @@ from peftc.lang.axes import contract, meet, read_axes, read_dimensions
 from peftc.lang.expression import CONDITION_WORDS, EXPRESSION_WORDS
 from peftc.lang.limits import LIMITS
 from peftc.lang.operations import Setting
+from peftc.lang.results import numbers as numbers_axes
+from peftc.lang.sizes import FUNCTIONS
 
 EXAMPLE = Path(__file__).parents[2] / "rules" / "lora.toml"
 WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
@@ -29,7 +31,7 @@ def language() -> str:
         "A method is one TOML file. It says which sites of a model it is for, which parameters it makes there, and "
         "which values become what. It is proved when it is loaded, before there is a model: every name is bound, "
         "every axis accounted for, every parameter used. Nothing in it is ever run by Python.",
-        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').rstrip()}\n```",
+        f"```toml\n{EXAMPLE.read_text(encoding='utf-8').partition('[[also]]')[0].rstrip()}\n```",
         "`peftc new NAME` writes a file to start from, `peftc check FILE` proves one, `peftc rules NAME` tells what "
         "one does. Roles, their parts and their ports: [roles.md](roles.md).",
         "## Keys",
@@ -45,6 +47,8 @@ def language() -> str:
                 ("`a @ b`", said(contract)),
             ),
         ),
+        "Functions that a size can be made with; `divisor` and `pairs` stand for numbers in expressions too.",
+        table(("function", "meaning"), (_size_function(name) for name in sorted(FUNCTIONS))),
         "## Expressions",
         f"An expression is made of {EXPRESSION_WORDS}; a condition of `where` of {CONDITION_WORDS}. The syntax is "
         "Python's, which only parses it. Names stand for options, sizes of axes, ports, parameters and bindings.",
@@ -171,9 +175,19 @@ def _sorted_operations() -> list[Operation]:
 def _operation(operation: Operation) -> tuple[str, str, str, str]:
     settings = "; ".join(_setting(name, setting) for name, setting in operation.settings.items())
     numbers = [name for name, kind in operation.takes if kind == "number"]
-    takes = f" {', '.join(map(code, numbers))} is a number." if numbers else ""
+    takes = (
+        f" {', '.join(map(code, numbers))} is a number."
+        if numbers and operation.axes is not numbers_axes
+        else ""
+    )
+    takes += "".join(f" {code(name)} may be a number." for name, kind in operation.takes if kind == "any")
     takes += "".join(f" {code(f'{name}=…')} may give a value." for name in operation.optional)
     return code(operation.call), settings, said(operation.axes), operation.doc + takes
+
+
+def _size_function(name: str) -> tuple[str, str]:
+    function = FUNCTIONS[name]
+    return code(f"{name}({','.join(function.takes)})"), function.doc
 
 
 def _setting(name: str, setting: Setting) -> str:

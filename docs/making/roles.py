@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from docs.making.markdown import code, page, table
 from peftc.lang import CALL_AXES, GROUPS, ROLES, SCOPES, Role, show
-from peftc.lang.roles import KINDS_OF_PORT
+from peftc.lang.roles import KINDS_OF_PORT, Port
 
 
 def roles() -> str:
@@ -44,8 +44,12 @@ def _role(role: Role) -> Iterator[str]:
                 code(port.name),
                 port.kind,
                 code(show(port.axes)),
-                port.doc + (" Optional." if port.optional else ""),
+                port.doc + (" Optional." if port.optional else "") + _counted(port),
             )
             for port in role.ports.values()
         ),
     )
+
+
+def _counted(port: Port) -> str:
+    return "" if port.neutral is None else f" Where a site has none, it reads as {port.neutral:g}."

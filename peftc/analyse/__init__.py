@@ -1,6 +1,17 @@
 """From a normalised graph to sites: which part of a model plays which role. Told by data flow, not by names."""
 
 from peftc.analyse.analysis import Analysis, Located, analyse
-from peftc.analyse.site import Port, Site, Use
+from peftc.analyse.site import Convolution, Form, Gather, Port, Routing, Site, Use
 
-__all__ = ["Analysis", "Located", "Port", "Site", "Use", "analyse"]
+__all__ = [
+    "Analysis",
+    "Convolution",
+    "Form",
+    "Gather",
+    "Located",
+    "Port",
+    "Routing",
+    "Site",
+    "Use",
+    "analyse",
+]

@@ -11,7 +11,7 @@ from peftc.analyse.channels import MOVES, POINTWISE
 from peftc.analyse.projections import Projection
 from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name, shape, value
 
-GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback", "bmm", "baddbmm")
+GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback", "numbered_linear", "bmm", "baddbmm")
 ON_THE_WAY = (
     MOVES
     | POINTWISE

@@ -12,7 +12,7 @@ from peftc.analyse.projections import Projection
 from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name
 
 ACTIVATIONS = frozenset(
-    "silu gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
+    "silu gelu quick_gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
     " prelu".split()
 )
 

@@ -53,6 +53,9 @@ def parts_played(
                 evidence = f"{name} of a feed-forward network with {network.activation}"
                 played.setdefault(node, []).append(Part(name, network.channels.get(name), evidence=evidence))
     for mixture in mixtures:
+        for name, node in (("up", mixture.up), ("down", mixture.down)):
+            if node in projections:
+                played.setdefault(node, [Part(name, evidence=f"the {name} product of a mixture of experts")])
         for node in mixture.routers:
             played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
     return played

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from torch import fx
 
-from peftc.lang.roles import OTHER
+from peftc.lang.roles import OTHER, ROLES
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Site:
         layer: number of the repeated block it lies in; None outside of any.
         sizes: axis name to size, of the axes that do not change from call to call.
         weights: weight port to parameter path ("W" → "encoder.layer.0.output.dense.weight").
-        rows: (start, stop) ranges of the output channels that are this part's; None where all are.
+        rows: (start, stop) ranges of the output channels in its weights that are this part's; None where all are.
         scope: "encoder", "decoder", "cross", or "".
         stored: weight port to the order in which its axes are stored, where that is not the role's own.
         evidence: one line that says what in the data flow gave the role.
+        stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
+        refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
+        name: what tells its weight apart from others of its module that play the same part; else nothing.
     """
 
     role: str
@@ -37,11 +41,20 @@ class Site:
     scope: str = ""
     evidence: str = ""
     stored: Mapping[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
+    stack: str = ""
+    refolded: bool = False
+    name: str = ""
+
+    def axes(self, port: str) -> tuple[str, ...]:
+        """The axes of a weight port in the order in which they are stored, in the words of the role."""
+        own = ROLES[self.role].ports[port].axes
+        return tuple(self.stored.get(port, (self.stack, *own) if self.stack else own))
 
     @property
     def id(self) -> str:
-        """Stable name: module path, role and part."""
-        return f"{self.path or '.'}:{self.part or (OTHER if self.role == 'linear' else self.role)}"
+        """Stable name: module path, the weight's own name where that is needed, role and part."""
+        path = ".".join(part for part in (self.path, self.name) if part)
+        return f"{path or '.'}:{self.part or (OTHER if self.role == 'linear' else self.role)}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,56 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A use that is a convolution: x and y are held [batch channels places…], and x stands for what it reads of them.
+
+    `call` is the convolution, whose other arguments say how it goes over its input.
+    """
+
+    call: fx.Node
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A use of a stack of matrices whose rows [rows … d] find their matrices in some way.
+
+    Attributes:
+        kind: "sorted" where the rows of a matrix follow one another, "numbered" where each has a number, "batched"
+            where the first axis of the rows is that of the matrices, "single" where all rows meet the same.
+        call: the product.
+        by: the ends of the rows of each matrix; the number of the matrix of each row; else nothing.
+        number: of the one that all rows meet.
+    """
+
+    kind: Literal["sorted", "numbered", "batched", "single"]
+    call: fx.Node
+    by: fx.Node | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A use of a table by ids; `call` says besides which row has no gradient."""
+
+    call: fx.Node
+
+
+Form: TypeAlias = Convolution | Routing | Gather | None
+"""How the values of a use are held; None where they are as their ports say."""
+
+
+@dataclass(frozen=True)
 class Use:
-    """One use of a site: its ports in the graph, and the node that new nodes belong with."""
+    """One use of a site.
+
+    Attributes:
+        anchor: the node that new nodes belong with.
+        ports: where the graph has its ports.
+        form: how its values are held.
+        rows: (start, stop) ranges of the channels of its result that are the site's; None where all are.
+    """
 
     anchor: fx.Node
     ports: Mapping[str, Port] = field(hash=False)
+    form: Form = None
+    rows: tuple[tuple[int, int], ...] | None = None

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from peftc.analyse.attention import AttentionCore, attention_cores
 from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
+from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
+from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
-from peftc.analyse.site import Port, Site, Use
+from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
+from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import (
     argument,
@@ -28,6 +32,7 @@ from peftc.graphs.reading import (
     shape,
     value,
 )
+from peftc.lang.roles import CONV
 
 
 def is_ours(path: str) -> bool:
@@ -36,13 +41,27 @@ def is_ours(path: str) -> bool:
 
 
 def is_scaled(node: fx.Node) -> bool:
-    """Whether a value is another times a number, or the middle of a cap: a tanh between a quotient and a product.
+    """Whether a value is another times a number."""
+    return is_call(node, "mul", "div") and isinstance(node.args[1], (int, float))
 
-    A tanh alone is no cap: poolers end with one.
-    """
-    if is_call(node, "mul", "div"):
-        return isinstance(node.args[1], (int, float))
+
+def is_shifted(node: fx.Node) -> bool:
+    """Whether a value is another and a bias of the model's own."""
+    return is_call(node, "add") and any(
+        isinstance(each, fx.Node) and each.op == "get_attr" for each in node.args
+    )
+
+
+def is_capped(node: fx.Node) -> bool:
+    """Whether a value is the middle of a cap: a tanh between a quotient and a product. Poolers end with a tanh alone."""
     return is_call(node, "tanh") and all(is_scaled(each) for each in (*node.users, *node.all_input_nodes))
+
+
+def is_given(node: object) -> bool:
+    """Whether a value is an input of the graph, at most moved."""
+    while isinstance(node, fx.Node) and operator_name(node) in MOVES:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "placeholder"
 
 
 class SiteReader:
@@ -51,6 +70,7 @@ class SiteReader:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
         self.blocks = block_paths(root)
+        self.order = {node: place for place, node in enumerate(graph.nodes)}
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections)
         self.cores = attention_cores(graph, self.projections, self.flow)
@@ -65,10 +85,12 @@ class SiteReader:
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
         yield from self.linears()
+        yield from self.convolutions()
         for core in self.cores:
             yield self.attention(core)
         for network in self.feed_forwards:
-            yield self.ffn(network)
+            if self.projections[network.down].routing is None:  # of experts: a mixture's
+                yield self.ffn(network)
         for mixture in self.mixtures:
             yield self.mixture(mixture)
         yield from self.norms()
@@ -98,31 +120,55 @@ class SiteReader:
     def linears(self) -> Iterator[tuple[Site, Use]]:
         """One site for each part that a projection plays."""
         played = parts_played(self.projections, self.cores, self.feed_forwards, self.mixtures)
-        for node, projection in self.projections.items():
+        for node in self.projections:
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
-            for part in played.get(node, [alone]):
-                yield self.linear(projection, part)
+            played.setdefault(node, [alone])
+        found = [
+            self.linear(self.projections[node], part) for node, parts in played.items() for part in parts
+        ]
+        yield from told_apart(one_part_each(sorted(found, key=lambda pair: self.order[pair[1].anchor])))
 
     def linear(self, projection: Projection, part: Part) -> tuple[Site, Use]:
         """One linear site."""
-        node = projection.node
-        rows = None if part.channels is None else rows_of(part.channels, projection.d_out)
-        d_out = projection.d_out if rows is None else sum(stop - start for start, stop in rows)
-        weights = {"W": projection.weight} | ({"b": projection.bias} if projection.bias else {})
+        node, matrix = projection.node, projection.matrix
+        channels = None if part.channels is None else rows_of(part.channels, projection.d_out)
+        rows = matrix.rows(channels, projection.d_out)
+        d_out = projection.d_out if channels is None else sum(stop - start for start, stop in channels)
         site = Site(
             "linear",
             part.name,
-            self.owner(node, projection.weight),
+            self.owner(node, matrix.weight),
             self.layer(node),
-            {"d_in": projection.d_in, "d_out": d_out},
-            weights,
+            {"d_in": projection.d_in, "d_out": d_out} | ({EXPERTS: matrix.count} if matrix.count else {}),
+            {"W": matrix.weight} | ({"b": projection.bias} if projection.bias else {}),
             rows,
             part.scope,
             part.evidence,
-            {"W": ("d_in", "d_out")} if projection.turned else {},
+            {"W": matrix.stored} if matrix.is_turned else {},
+            EXPERTS if matrix.count else "",
+            matrix.refolded,
         )
-        ports = {"x": Port("operand", node, 0), "y": Port("result", node)}
-        return site, Use(node, self.with_tokens(ports, "x"))
+        ports = {"x": Port("operand", node, projection.at), "y": Port("result", projection.result)}
+        ports = ports if matrix.count else self.with_tokens(ports, "x")
+        return site, Use(projection.result, ports, projection.routing, channels)
+
+    def convolutions(self) -> Iterator[tuple[Site, Use]]:
+        """Linear sites that are convolutions."""
+        for kernel in convolutions(self.graph):
+            weights = {"W": kernel.weight} | ({"b": kernel.bias} if kernel.bias else {})
+            site = Site(
+                "linear",
+                CONV,
+                self.owner(kernel.node, kernel.weight),
+                self.layer(kernel.node),
+                kernel.sizes,
+                weights,
+                evidence=kernel.said,
+                stack=GROUPS if kernel.groups > 1 else "",
+                refolded=True,
+            )
+            ports = {"x": Port("operand", kernel.node, 0), "y": Port("result", kernel.node)}
+            yield site, Use(kernel.node, ports, Convolution(kernel.node))
 
     def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
         """The ports, and what says which of the tokens of one of them are real, where the call has it."""
@@ -201,27 +247,23 @@ class SiteReader:
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""
-        for node in self.graph.nodes:
-            if not is_call(node, "embedding"):
-                continue
-            table = node.args[0]
-            if not isinstance(table, fx.Node) or table.op != "get_attr":
-                continue
+        for node, part in table_parts(self.graph, lambda path: lookup(self.root, path)).items():
+            table: Any = node.args[0]
             sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
             path = self.owner(node, str(table.target))
             site = Site(
                 "embedding",
-                "",
+                part,
                 path,
                 self.layer(node),
                 sizes,
                 {"W": str(table.target)},
                 evidence="gather of rows",
             )
-            yield site, Use(node, {"y": Port("result", node)})
+            yield site, Use(node, {"ids": Port("value", node, 1), "y": Port("result", node)}, Gather(node))
 
     def head_nodes(self) -> Iterator[fx.Node]:
-        """Projections outside any block whose product is an output of the model, at most moved, scaled or capped."""
+        """Projections outside any block whose product is an output of the model, at most moved, scaled, capped or shifted."""
         output = next(node for node in self.graph.nodes if node.op == "output")
         leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
         seen: set[fx.Node] = set()
@@ -233,12 +275,24 @@ class SiteReader:
             if leaf in self.projections:
                 if block_of(leaf, self.blocks) is None:
                     yield leaf
-            elif not is_tensor(leaf) or operator_name(leaf) in MOVES or is_scaled(leaf):
+            elif (
+                not is_tensor(leaf)
+                or operator_name(leaf) in MOVES
+                or any(is_so(leaf) for is_so in (is_scaled, is_shifted, is_capped))
+            ):
                 leaves.extend(leaf.all_input_nodes)
 
     def head_sites(self) -> Iterator[tuple[Site, Use]]:
-        """Heads, told apart by whether they are as wide as the model's largest table, that of the tokens."""
-        tables = [module.num_embeddings for module in self.root.modules() if isinstance(module, nn.Embedding)]
+        """Heads, told apart by whether they are as wide as the table of the tokens.
+
+        That is the largest that a call's own ids are looked up in: a table of positions may be larger still. A call that
+        gives no ids says nothing, and the model's largest table stands for it.
+        """
+        tables = [
+            shape(node.args[0])[0]  # type: ignore[arg-type]
+            for node in self.graph.nodes
+            if is_call(node, "embedding") and is_given(node.args[1])
+        ] or [module.num_embeddings for module in self.root.modules() if isinstance(module, nn.Embedding)]
         for node in self.projections:
             if node not in self.heads:
                 continue
@@ -300,6 +354,31 @@ class SiteReader:
                     Site("tensor", "", path, layer, {}, {"W": path}, evidence="a parameter that is read"),
                     Use(node, {}),
                 )
+
+
+def one_part_each(found: list[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
+    """Linear sites whose weight plays other parts in other places play the first of them in all: they are one site."""
+    parts: dict[object, dict[fx.Node, list[str]]] = {}
+    for site, use in found:
+        parts.setdefault((site.weights["W"], site.rows), {}).setdefault(use.anchor, []).append(site.part)
+    for site, use in found:
+        by_node = parts[site.weights["W"], site.rows]
+        own, first = by_node[use.anchor], next(iter(by_node.values()))[0]
+        if all(each == own for each in by_node.values()):
+            yield site, use
+        elif own[0] == site.part:
+            yield replace(site, part=first), use
+
+
+def told_apart(found: Iterator[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
+    """Linear sites, with the name of the weight where one module has several that play one part."""
+    pairs = list(found)
+    weights: dict[tuple[str, str], set[str]] = {}
+    for site, _ in pairs:
+        weights.setdefault((site.path, site.part), set()).add(site.weights["W"])
+    for site, use in pairs:
+        alone = len(weights[site.path, site.part]) == 1
+        yield site if alone else replace(site, name=site.weights["W"].rpartition(".")[2]), use
 
 
 def lookup(root: nn.Module, path: str) -> Tensor:

@@ -17,11 +17,15 @@ def capture(
     path: str = "",
     *,
     exact: bool = False,
+    answers: tuple[bool, ...] = (),
     settings: PassSettings = AS_MADE,
 ) -> tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]:
-    """Capture one call of `root`, at `path` of its model, and normalise it; `exact`: for these sizes only.
+    """Capture one call of `root`, at `path` of its model, and normalise it.
 
-    `settings` say how its passes run.
+    Args:
+        exact: for these sizes only.
+        answers: which way to go at the first branches that the code takes by what data says.
+        settings: how its passes run.
 
     Returns:
         The program, the constants that tracing lifted out of the model's code, and what each pass did.
@@ -29,7 +33,7 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured.
     """
-    raw, constants = export_call(root, arguments, path, exact=exact)
+    raw, constants = export_call(root, arguments, path, exact=exact, answers=answers)
     program, records = normalise(raw, settings)
     return program, constants, records
 

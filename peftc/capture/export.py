@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
 import traceback
 import warnings
@@ -14,10 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from peftc.capture.assumption import check_rows
 from peftc.capture.graph_reader import GraphReader
+from peftc.capture.silence import quiet, unlogged
 from peftc.capture.size_reader import size_conditions
+from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
 from peftc.quantised import standing_in
@@ -26,9 +29,18 @@ CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least 
 
 
 def export_call(
-    root: nn.Module, arguments: Mapping[str, Any], path: str = "", *, exact: bool = False
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    path: str = "",
+    *,
+    exact: bool = False,
+    answers: tuple[bool, ...] = (),
 ) -> tuple[Program, dict[str, Tensor]]:
-    """Capture one call of `root`, which lies at `path` of its model; `exact`: for these sizes only.
+    """Capture one call of `root`, which lies at `path` of its model.
+
+    Args:
+        exact: for these sizes only.
+        answers: which way to go at the first branches on data; at others it is False, if that leads anywhere.
 
     Returns:
         The raw program, and the constant tensors that tracing lifted out of the model's code, by path.
@@ -38,7 +50,7 @@ def export_call(
     """
     drawn = numbers_state()
     with quiet(root), standing_in(root):
-        exported = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2)))
+        exported, answered = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2), answers))
     if numbers_state() != drawn:
         raise CaptureError(
             f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",
@@ -48,7 +60,8 @@ def export_call(
     graph, inputs = GraphReader(exported, root, path, constants).read(arguments)
     sizes = size_conditions([node for node in graph.nodes if node.op == "placeholder"])
     mixed = any(module.training != root.training for module in root.modules())
-    return Program(graph, path, inputs, sizes, training=root.training, mixed=mixed), constants
+    program = Program(graph, path, inputs, sizes, training=root.training, mixed=mixed, answers=answered)
+    return program, constants
 
 
 def numbers_state() -> tuple[bytes, int]:
@@ -57,46 +70,69 @@ def numbers_state() -> tuple[bytes, int]:
     return state[1].tobytes(), state[2]
 
 
-def trace(root: nn.Module, arguments: Mapping[str, Any], limits: Sequence[int | None]) -> ExportedProgram:
-    """Export with every dimension general that can be, below the first limit that works; None is no limit."""
+def trace(
+    root: nn.Module,
+    arguments: Mapping[str, Any],
+    limits: Sequence[int | None],
+    answers: tuple[bool, ...] = (),
+) -> tuple[ExportedProgram, tuple[bool, ...]]:
+    """Export with every dimension general that can be, below the first limit that works; None is no limit.
+
+    Returns:
+        What was exported, and which way it goes at each of its branches on data; the first of them are `answers`.
+    """
     failure: Exception | None = None
     for limit in limits:
-        try:
-            with warnings.catch_warnings():
-                # export warns about its own internals, and logs whole graphs; users can do nothing there
-                warnings.simplefilter("ignore")
-                with unlogged(), constants_baked_in(root, arguments) as inputs:
-                    return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
-        except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
-            failure = failure or error
+        tracing = Tracing(answers)
+        while True:
+            try:
+                exported = attempt(root, arguments, limit, tracing)
+            except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
+                if not tracing.has_another_way(error):
+                    failure = failure or error
+                    break
+            else:
+                if tracing.all_rows:
+                    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
+                    check_rows(root, arguments, inputs, exported)
+                return exported, tracing.answered
     assert failure is not None
     raise CaptureError(
-        f"{type(root).__name__} cannot be captured: {first_line(failure)}",
+        f"{type(root).__name__} cannot be captured: {reason(failure)}",
         detail=tuple(source_lines(failure)),
     ) from failure
 
 
+def attempt(
+    root: nn.Module, arguments: Mapping[str, Any], limit: int | None, tracing: Tracing
+) -> ExportedProgram:
+    """Export once."""
+    with warnings.catch_warnings():
+        # export warns about its own internals, and logs whole graphs; users can do nothing there
+        warnings.simplefilter("ignore")
+        with (
+            unlogged(),
+            modules_kept(),
+            seeds_refused(),
+            constants_baked_in(root, arguments, tracing) as inputs,
+        ):
+            return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
+
+
+def reason(failure: Exception) -> str:
+    """Why an export failed: the first line of its error that says something, or what torch says at length."""
+    if isinstance(failure, GuardOnDataDependentSymNode):
+        return "what it does, or the size of what it makes, depends on data"
+    return next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
+
+
 @contextmanager
-def unlogged() -> Iterator[None]:
-    """Keep what torch logs about a trace in this thread to itself: the error says it."""
-    thread = threading.get_ident()
-
-    def elsewhere(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    for logger in loggers:
-        logger.addFilter(elsewhere)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(elsewhere)
-
-
-@contextmanager
-def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def constants_baked_in(
+    root: nn.Module, arguments: Mapping[str, Any], tracing: Tracing
+) -> Iterator[dict[str, Any]]:
     """Give `root` a forward that takes only the arguments with tensors in them, by name; yields those.
+
+    It runs under `tracing`, which only code inside the trace can enter.
 
     Export would have the other arguments as inputs too, and cannot say of those behind a `**` which they are.
     """
@@ -105,7 +141,8 @@ def constants_baked_in(root: nn.Module, arguments: Mapping[str, Any]) -> Iterato
     original = root.forward
 
     def forward(**kwargs: Any) -> Any:
-        return original(**kwargs, **constants)
+        with tracing:
+            return original(**kwargs, **constants)
 
     named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
     forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
@@ -157,11 +194,6 @@ def general(value: Any, limit: int | None) -> Any:
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def source_lines(error: BaseException) -> Iterator[str]:
     """Where in the model's own code a capture failed: the innermost frames that are not torch's."""
     frames = [
@@ -197,21 +229,6 @@ def in_thread(work: Any) -> Any:
     if "error" in box:
         raise box["error"]
     return box["result"]
-
-
-@contextmanager
-def quiet(root: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing off while tracing: recomputation is a matter of running, not of results."""
-    switched = [
-        module for module in root.modules() if getattr(module, "gradient_checkpointing", False) is True
-    ]
-    for module in switched:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in switched:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 __all__ = ["export_call", "in_thread"]

@@ -13,8 +13,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from peftc.capture.batching import write_out_batching
 from peftc.capture.structures import structure_maker
 from peftc.errors import CaptureError
+from peftc.graphs.branches import BRANCH, MARK, expect
 from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
@@ -65,6 +67,9 @@ class GraphReader:
                 if held is not None and held.numel() <= SMALL and target.startswith(CONSTANTS):
                     made[target].meta[CONSTANT] = held
             env[node] = made[target]
+        for module in self.exported.graph_module.modules():
+            if isinstance(module, fx.GraphModule):
+                write_out_batching(module)
         output = self.copy(self.exported.graph_module, env)
         self.write_output(list(output))
         return self.graph, tuple(names)
@@ -124,6 +129,9 @@ class GraphReader:
             known: Any = env.get(source)
             if isinstance(known, (tuple, list)):
                 return known[args[1]]  # type: ignore[index]  # tracing picks items by number
+        if node.target is MARK and str(args[1]).startswith(BRANCH):
+            holds: Any = args[0]
+            return self.graph.call_function(expect, (env[holds], int(str(args[1]).removeprefix(BRANCH))))
         name = getattr(node.target, "__name__", str(node.target))
         if name.startswith("wrap_with_"):
             return self.inline(node, env, grad=name != "wrap_with_set_grad_enabled" or bool(args[0]))

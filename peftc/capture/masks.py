@@ -21,6 +21,7 @@ from peftc.graphs.evaluating import evaluate
 from peftc.graphs.reading import (
     DYNAMIC_SIZE,
     ancestors,
+    hint,
     is_attention,
     is_tensor,
     operator_name,
@@ -91,7 +92,7 @@ class FoldMasks:
         if beyond > self.longest:
             return "other"
         try:
-            kinds = {self.kind_at(mask, nodes, 2, length) for length in (3, 8, beyond)}
+            kinds = {self.kind_at(mask, nodes, batch_of(nodes), length) for length in (3, 8, beyond)}
         except Exception:  # noqa: BLE001 - any node may fail outside the trace: leave the mask as it is
             return "other"
         return kinds.pop() if len(kinds) == 1 else "other"
@@ -103,6 +104,12 @@ class FoldMasks:
     def no_state(self, path: str) -> Tensor:
         """Masks that are made of parameters or buffers are not folded."""
         raise LookupError(path)
+
+
+def batch_of(nodes: Set[fx.Node]) -> int:
+    """The batch that was traced: a model may divide it, so that a smaller one would leave nothing of a mask."""
+    inputs = [node for node in nodes if node.op == "placeholder" and is_tensor(node) and value(node).dim()]
+    return max((hint(value(node).shape[0]) for node in inputs), default=2)
 
 
 def square(attention: fx.Node) -> bool:
@@ -147,6 +154,8 @@ def numbers(node: fx.Node) -> list[int]:
 
 def kind_of(mask: Tensor) -> str:
     """Tell what a mask [..., queries, keys] is: boolean ones hide where False, others are added to scores."""
+    if not mask.numel():
+        return "other"  # of no elements all can be said
     if mask.dtype == torch.bool:
         seen = mask
     else:

@@ -432,6 +432,8 @@ def power(node: fx.Node, exponent: int) -> Any:
 def reshaped(node: fx.Node) -> Any:
     """x of a reshaping that leaves the last axis as it is; else why it is none."""
     source = node.args[0] if is_call(node, *RESHAPES) else None
-    if not is_tensor(source) or str(value(source).shape[-1]) != str(value(node).shape[-1]):
+    if not is_tensor(source) or not value(source).dim() or not value(node).dim():
+        return "is no reshaping of a tensor with axes"
+    if str(value(source).shape[-1]) != str(value(node).shape[-1]):
         return "is no reshaping of the leading axes"
     return source

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from peftc.graphs.branches import expect
 from peftc.graphs.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
 
 ASSERTS = (
@@ -131,7 +132,7 @@ class RemoveDeadCode:
         for node in reversed(list(graph.nodes)):
             if node.users or node.op in ("placeholder", "output"):
                 continue
-            if writes(node):
+            if writes(node) or node.target is expect:
                 continue
             graph.erase_node(node)
             changed += 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
+from peftc.capture.einsums import SpellEinsums
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
-from peftc.capture.products import TurnLeftProducts
+from peftc.capture.products import NumberMatrices, TurnLeftProducts
 from peftc.capture.respelling import recognise
 from peftc.capture.scores import ReadScores
 from peftc.graphs.program import Program, copy_graph
@@ -24,11 +25,13 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
     """The passes that run on every capture, in order."""
     return (
         RemoveAsserts(),
+        NumberMatrices(),  # first: what is added in place to its product would be seen through views
         MakeFunctional(),
         RemoveNoOps(),
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
+        SpellEinsums(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         RemoveDeadCode(),

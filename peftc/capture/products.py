@@ -1,4 +1,4 @@
-"""The pass that turns products with a matrix of the model on the left into `linear`, its input turned."""
+"""Passes that write products with weights in one way: the weight on the right, and picked matrices by their numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from peftc.graphs.reading import MODULES, is_call, is_parameter, is_tensor, module_stack, value
+from peftc.graphs.operations import numbered_linear
+from peftc.graphs.reading import (
+    MODULES,
+    is_call,
+    is_parameter,
+    is_tensor,
+    module_stack,
+    operator_name,
+    value,
+)
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class TurnLeftProducts:
-    """W x becomes (linear(xᵀ, W))ᵀ, x [... d_in length]: state-space models write their steps' sizes so."""
+    """W x becomes (xᵀ Wᵀ)ᵀ, x [... d_in length]: state-space models write their steps' sizes so, an einsum experts."""
 
     optional: ClassVar[bool] = True
 
@@ -23,19 +32,95 @@ class TurnLeftProducts:
         """Replace them."""
         changed = 0
         for node in list(graph.nodes):
-            if not is_call(node, "matmul") or not isinstance(node.args[0], fx.Node):
+            if (
+                not is_call(node, "matmul", "bmm")
+                or not is_tensor(node.args[0])
+                or not is_tensor(node.args[1])
+            ):
                 continue
             weight, x = node.args[0], node.args[1]
-            if not is_parameter(weight) or value(weight).dim() != 2 or not is_tensor(x) or value(x).dim() < 3:
+            alone = is_parameter(weight) and value(weight).dim() == 2 and value(x).dim() >= 3
+            if not alone and not (is_stack(weight) and value(x).dim() == 3 and not is_stack(x)):
                 continue
             with graph.inserting_before(node):
                 rows = made(graph, node, aten.transpose.int, x, -1, -2)
-                product = made(graph, node, aten.linear.default, rows, weight)
+                if alone:
+                    product = made(graph, node, aten.linear.default, rows, weight)
+                else:
+                    turned = made(graph, node, aten.transpose.int, weight, -1, -2)
+                    product = made(graph, node, aten.bmm.default, rows, turned)
                 new = made(graph, node, aten.transpose.int, product, -1, -2)
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             changed += 1
         return changed
+
+
+@dataclass(frozen=True)
+class NumberMatrices:
+    """A product of each row with a matrix picked from a stack for it becomes one with the stack and the numbers."""
+
+    optional: ClassVar[bool] = True
+
+    def run(self, graph: fx.Graph) -> int:
+        """Replace them: `bmm(x.unsqueeze(1), W[numbers])`, or `bmm(W[numbers], x.unsqueeze(2))`, squeezed again."""
+        changed = 0
+        for node in list(graph.nodes):
+            if not is_call(node, "bmm") or not all(map(is_tensor, node.args)):
+                continue
+            for at, axis in ((0, 1), (1, 2)):
+                x: Any = node.args[at]
+                found = picked(node.args[1 - at])
+                if found is None or value(x).shape[axis] != 1:
+                    continue
+                stack, numbers, turned = found
+                with graph.inserting_before(node):
+                    rows = made(graph, node, aten.squeeze.dim, x, axis)
+                    inward = turned != bool(at)
+                    held = made(graph, node, aten.transpose.int, stack, -1, -2) if inward else stack
+                    product = made(graph, node, numbered_linear, rows, held, numbers)
+                    new = made(graph, node, aten.unsqueeze.default, product, axis)
+                node.replace_all_uses_with(new)
+                graph.erase_node(node)
+                changed += 1
+                break
+        return changed + sum(map(cancelled, list(graph.nodes)))
+
+
+def picked(node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
+    """The stack, the numbers and whether its matrices are turned, of matrices that are picked by their numbers."""
+    turned = False
+    while is_call(node, "transpose") and {dim % 3 for dim in node.args[1:]} == {1, 2}:
+        node, turned = node.args[0], not turned
+    if not is_call(node, "index") or not is_stack(node.args[0]):
+        return None
+    numbers: Any = node.args[1]
+    if len(numbers) != 1 or not is_tensor(numbers[0]) or value(numbers[0]).dim() != 1:
+        return None
+    return node.args[0], numbers[0], turned
+
+
+def cancelled(node: fx.Node) -> bool:
+    """Whether a node was one of two that undo each other, and has gone: an axis of one put in and taken out."""
+    pair = {"squeeze": ("unsqueeze",), "transpose": ("transpose",)}.get(operator_name(node))
+    source: Any = node.args[0] if node.args else None
+    if pair is None or not is_call(source, *pair) or not is_tensor(source.args[0]):
+        return False
+    places = [tuple(dim % value(each).dim() for dim in each.args[1:]) for each in (source, node)]
+    if {*places[0]} != {*places[1]}:
+        return False
+    node.replace_all_uses_with(source.args[0])
+    node.graph.erase_node(node)
+    if not source.users:
+        node.graph.erase_node(source)
+    return True
+
+
+def is_stack(node: Any) -> bool:
+    """Whether a value is a stack of matrices of the model, turned at most."""
+    while is_call(node, "transpose", "permute", "mT"):
+        node = node.args[0]
+    return is_tensor(node) and is_parameter(node) and value(node).dim() == 3
 
 
 def made(graph: fx.Graph, at: fx.Node, target: Any, *args: Any) -> fx.Node:

@@ -30,6 +30,16 @@ class Finding:
     detail: str = ""
 
 
+def within(name: str, figure: float, bound: float, detail: str) -> Finding:
+    """A finding that passes up to its bound."""
+    return Finding(name, "pass" if figure <= bound else "fail", figure, bound, detail)
+
+
+def none(name: str, why: str) -> Finding:
+    """A property that does not apply."""
+    return Finding(name, "not applicable", detail=why)
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Every finding about one compiled module."""

@@ -12,22 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftc.certificate.findings import Finding
+from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Subject, error, main_output, run
+from peftc.certificate.visibility import keys_in_front, visibility
 from peftc.errors import MergeError, PeftcError
 from peftc.runtime.merging import merged_weights, plain_model, unmergeable
 
 Property = Callable[[Subject], Finding]
-
-
-def within(name: str, figure: float, bound: float, detail: str) -> Finding:
-    """A finding that passes up to its bound."""
-    return Finding(name, "pass" if figure <= bound else "fail", figure, bound, detail)
-
-
-def none(name: str, why: str) -> Finding:
-    """A property that does not apply."""
-    return Finding(name, "not applicable", detail=why)
 
 
 def adapters_off(subject: Subject) -> Finding:
@@ -178,41 +169,6 @@ def merged(subject: Subject) -> Finding:
     model = plain_model(subject.compiled, weights).eval()
     figure = error(run(model, subject.arguments), run(subject.compiled, subject.arguments))
     return within(name, figure, 5 * subject.tolerance, "largest relative difference, merged to beside")
-
-
-def visibility(subject: Subject) -> Finding:
-    """With adapters on, no output depends on a token on which it does not depend in the model."""
-    name = "visibility"
-    ids = subject.arguments.get("decoder_input_ids", subject.arguments.get("input_ids"))
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2:
-        return none(name, "the call has no token ids")
-    key = "decoder_input_ids" if "decoder_input_ids" in subject.arguments else "input_ids"
-    length = min(int(ids.shape[1]), 8)
-    base = subject.of_size(length + 1, length)
-    row = base[key][:1].expand(length + 1, -1).clone()
-    for position in range(length):
-        row[position + 1, position] = (row[position + 1, position] + 1) % subject.words
-    arguments = {
-        n: (v[:1].expand_as(v) if isinstance(v, Tensor) and v.dim() else v) for n, v in base.items()
-    } | {key: row}
-    with torch.no_grad():
-        plain, ours = main_output(subject.plain(**arguments)), main_output(subject.compiled(**arguments))
-    if plain.dim() < 3 or plain.shape[1] != length:
-        return none(name, "the output has no place for each token")
-    allowed = depends(plain)
-    seen = depends(ours)
-    leaks = seen & ~allowed
-    count = int(leaks.sum())
-    detail = f"{int(allowed.sum())} of {allowed.numel()} pairs of output and token depend in the model"
-    if count:
-        token, output = (int(each) for each in leaks.nonzero()[0])
-        detail = f"output {output} sees token {token}, which the model hides from it"
-    return within(name, float(count), 0.0, detail)
-
-
-def depends(outputs: Tensor) -> Tensor:
-    """[token output]: whether an output differs from the first row's where one token differs."""
-    return (outputs[1:] - outputs[:1]).abs().flatten(2).amax(-1) > 1e-6 * outputs.abs().max()
 
 
 def padding(subject: Subject) -> Finding:
@@ -392,6 +348,7 @@ PROPERTIES: tuple[Property, ...] = (
     captured_gradients,
     merged,
     visibility,
+    keys_in_front,
     padding,
     batch,
     checkpointing,

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx
 
+from peftc.emit.bindings import bound
+
 
 @dataclass
 class Templates:
@@ -59,7 +61,7 @@ def spell(argument: object, number: Mapping[fx.Node, int]) -> str:
 
 def function_of(graph: fx.Graph, label: str) -> Callable[..., Any]:
     """The Python function of a graph; its source shows in tracebacks and debuggers under `label`."""
-    code = graph.python_code(root_module="self")
+    code = bound(graph).python_code(root_module="self")
     filename = f"<peftc {label}>"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     scope: dict[str, Any] = dict(code.globals)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalPrediction
 from peftc.finetune.encoding import Collator, Encoded
 from peftc.finetune.sampling import LengthGrouped
 from peftc.finetune.schedules import RunSchedules
+from peftc.runtime import param_groups
 
 ADAPTER_FOLDER = "adapter"
 SCHEDULE_FILE = "schedules.safetensors"
@@ -53,6 +54,16 @@ class AdapterTrainer(Trainer):
         # Each number of tokens would be one more argument of forward, and so another call signature to
         # capture.
         self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser, with a learning rate of its own for each parameter that a rule gives one."""
+        if self.optimizer is None:
+            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.compiled
+            )
+            groups = param_groups(self.compiled, self.args.learning_rate, self.args.weight_decay)
+            self.optimizer_cls_and_kwargs = (chosen[0], {**chosen[1], "params": groups})
+        return super().create_optimizer(model)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset

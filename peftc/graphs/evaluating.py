@@ -11,20 +11,24 @@ from torch import Tensor, fx
 from peftc.graphs.reading import value
 
 
-def ones_for(placeholder: fx.Node, batch: int, length: int) -> Tensor:
-    """Ones in the shape of an input: a symbolic first dimension is the batch, others are the length."""
+def filled_for(placeholder: fx.Node, batch: int, length: int, number: int = 1) -> Tensor:
+    """A number all over in the shape of an input: a symbolic first dimension is the batch, others are the length."""
     seen = value(placeholder)
     sizes = [
         size if isinstance(size, int) else (batch if dimension == 0 else length)
         for dimension, size in enumerate(seen.shape)
     ]
-    return torch.ones(sizes, dtype=seen.dtype)
+    return torch.full(sizes, number, dtype=seen.dtype)
 
 
 def evaluate(
-    target: fx.Node, nodes: Set[fx.Node], sizes: tuple[int, int], state: Callable[[str], Tensor]
+    target: fx.Node,
+    nodes: Set[fx.Node],
+    sizes: tuple[int, int],
+    state: Callable[[str], Tensor],
+    number: int = 1,
 ) -> Tensor:
-    """The value of `target` for inputs of ones of (batch, length) `sizes`.
+    """The value of `target` for inputs of (batch, length) `sizes`, all of one number.
 
     Args:
         target: a node that makes a tensor.
@@ -37,7 +41,7 @@ def evaluate(
         if node not in nodes:
             continue
         if node.op == "placeholder":
-            env[node] = ones_for(node, *sizes)
+            env[node] = filled_for(node, *sizes, number)
         elif node.op == "get_attr":
             env[node] = state(str(node.target)).detach().cpu()
         else:

@@ -6,6 +6,8 @@ numbers stay those of the spelling that was captured, bit for bit.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -78,16 +80,35 @@ def open_mask(mask: Tensor, length: int) -> Tensor:
     return torch.cat([best.expand(*mask.shape[:-1], length), mask], -1)
 
 
+def filled(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one number, in the dtype and on the device of another."""
+    return like.new_full(shape, value)
+
+
 def take_channels(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """The channels of x [... channels] in some ranges, side by side."""
-    pieces = [x[..., start:stop] for start, stop in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    return take_along(x, ranges, -1)
 
 
 def take_along(x: Tensor, ranges: tuple[tuple[int, int], ...], axis: int) -> Tensor:
     """What of x lies in some ranges along an axis, one after the other."""
+    if step := stride_of(ranges, x.shape[axis]):
+        (start, stop), at = ranges[0], axis % x.dim()
+        return x.unflatten(at, (-1, step)).narrow(at + 1, start, stop - start).flatten(at, at + 1)
     pieces = [x.narrow(axis, start, stop - start) for start, stop in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+
+def stride_of(ranges: tuple[tuple[int, int], ...], size: int) -> int:
+    """How far apart ranges stand that are each the same piece of equal pieces of an axis; 0 for any others.
+
+    One slice then does for all of them: interleaved halves of a wide product would be thousands.
+    """
+    if len(ranges) < 3 or size % len(ranges):
+        return 0
+    step, (first, last) = size // len(ranges), ranges[0]
+    regular = tuple((first + at * step, last + at * step) for at in range(len(ranges)))
+    return step if ranges == regular and last <= step else 0
 
 
 def add_loss(loss: Tensor, more: Tensor) -> Tensor:
@@ -97,6 +118,10 @@ def add_loss(loss: Tensor, more: Tensor) -> Tensor:
 
 def put_channels(x: Tensor, new: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """x [... channels] with the channels of some ranges replaced by `new`, as `take_channels` orders them."""
+    if step := stride_of(ranges, x.shape[-1]):
+        (start, stop), whole = ranges[0], x.unflatten(-1, (-1, step))
+        own = new.unflatten(-1, (-1, stop - start))
+        return torch.cat([whole[..., :start], own, whole[..., stop:]], -1).flatten(-2)
     pieces, last, taken = [], 0, 0
     for start, stop in ranges:
         pieces += [x[..., last:start], new[..., taken : taken + stop - start]]
@@ -140,10 +165,36 @@ def mean_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
 
 def cayley(x: Tensor) -> Tensor:
     """The orthogonal (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, x [... n n]; 1 where x is 0."""
-    skew = (x - x.transpose(-1, -2)) / 2
-    one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    wide = widened(x)
+    skew = (wide - wide.transpose(-1, -2)) / 2
+    one = torch.eye(x.shape[-1], dtype=wide.dtype, device=x.device)
     rotation: Tensor = torch.linalg.solve(one - skew, one + skew)
-    return rotation
+    return rotation.to(x.dtype)
+
+
+def cayley_series(x: Tensor, terms: int) -> Tensor:
+    """The first terms 1 + 2 S + 2 S² + … of `cayley`'s series, the last one once: its rest is as large again."""
+    skew = (x - x.transpose(-1, -2)) / 2
+    power = identity_like(x)
+    total = power
+    for term in range(1, terms):
+        power = power @ skew if term > 1 else skew
+        total = total + (power if term == terms - 1 > 1 else 2 * power)
+    return total
+
+
+def skew(x: Tensor, size: int) -> Tensor:
+    """x [... pairs] above the diagonal of [... size size], row by row, and −x below it."""
+    rows, columns = torch.triu_indices(size, size, 1, device=x.device)
+    places = torch.zeros(size, size, dtype=torch.long, device=x.device)
+    places[rows, columns] = torch.arange(rows.shape[0], device=x.device)
+    upper = x[..., places].triu(1)
+    return upper - upper.transpose(-1, -2)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in single precision, if it has less: decompositions know no other."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def softmax_over(x: Tensor, counts: Tensor, axis: int) -> Tensor:
@@ -162,10 +213,10 @@ def identity_like(x: Tensor) -> Tensor:
 
 def orthogonal(x: Tensor) -> Tensor:
     """Orthonormal columns of x [... m n], m ≥ n, as Gram and Schmidt make them: x = Q R with R's diagonal above 0."""
-    q, r = torch.linalg.qr(x)
-    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
+    q, r = torch.linalg.qr(widened(x))
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
     columns: Tensor = q * sign.unsqueeze(-2)
-    return columns
+    return columns.to(x.dtype)
 
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
@@ -196,22 +247,76 @@ def join_axes(x: Tensor, outer: int) -> Tensor:
 
 def svd_u(x: Tensor, count: int) -> Tensor:
     """The first `count` left singular vectors of x [... m n], as columns [... m count]."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).U[..., :count]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).U[..., :count]
+    return found.to(x.dtype)
 
 
 def svd_s(x: Tensor, count: int) -> Tensor:
     """The first `count` singular values of x [... m n], falling."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).S[..., :count]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).S[..., :count]
+    return found.to(x.dtype)
 
 
 def svd_vh(x: Tensor, count: int) -> Tensor:
     """The first `count` right singular vectors of x [... m n], as rows [... count n]; signs go with `svd_u`."""
-    found: Tensor = torch.linalg.svd(x, full_matrices=False).Vh[..., :count, :]
-    return found
+    found: Tensor = torch.linalg.svd(widened(x), full_matrices=False).Vh[..., :count, :]
+    return found.to(x.dtype)
 
 
 def all_tokens(x: Tensor) -> Tensor:
     """Ones [batch seq] for a value [batch seq ...]: every token is real."""
     return torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+
+
+def channels_last(x: Tensor, groups: int) -> Tensor:
+    """x [batch channels place…] as [batch place… channels]; with groups as [batch place… groups channels]."""
+    turned = x.movedim(1, -1)
+    return turned.unflatten(-1, (groups, -1)) if groups else turned
+
+
+def channels_second(x: Tensor, like: Tensor, grouped: bool) -> Tensor:
+    """The reverse of `channels_last`, laid out in memory as `like` is: what follows may ask for that."""
+    turned = (x.flatten(-2) if grouped else x).movedim(-1, 1)
+    return turned.contiguous() if like.is_contiguous() else turned
+
+
+def repeat_first(x: Tensor, count: int) -> Tensor:
+    """x so many times over, along a new first axis."""
+    return x.expand(count, *x.shape)
+
+
+def one_hot_kernels(x: Tensor, kernel: tuple[int, ...], groups: int) -> Tensor:
+    """A kernel for each number that a convolution with kernels of this shape reads, for each group of channels."""
+    each = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).unflatten(-1, kernel)
+    return each.repeat(groups, *(1 for _ in kernel))
+
+
+def rows_of_groups(x: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
+    """x [groups …] for each of some rows, of which the first ends[0] are of group 0, and so on."""
+    places = torch.arange(rows.shape[0], dtype=ends.dtype, device=ends.device)
+    return x[torch.searchsorted(ends, places, right=True).clamp(max=x.shape[0] - 1)]
+
+
+def rows_of(x: Tensor, numbers: Tensor) -> Tensor:
+    """The rows of x [rows …] that have some numbers [...]."""
+    return x[numbers]
+
+
+def numbered_linear(x: Tensor, matrices: Tensor, numbers: Tensor) -> Tensor:
+    """x [rows d_in] times matrices [groups d_in d_out], each row with the one of its number."""
+    return torch.bmm(x.unsqueeze(1), matrices[numbers]).squeeze(1)
+
+
+def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """x [rows d_in] times matrices [groups d_in d_out], those rows before ends[0] with the first, and so on.
+
+    The fast product asks for widths of 16 bytes: narrower ones are filled up with zeros.
+    """
+    width = 16 // x.element_size()
+    more_in, more_out = -matrices.shape[1] % width, -matrices.shape[2] % width
+    if more_in or more_out:
+        matrices = torch.nn.functional.pad(matrices, (0, more_out, 0, more_in))
+    if more_in:
+        x = torch.nn.functional.pad(x, (0, more_in))
+    made: Tensor = torch.nn.functional.grouped_mm(x, matrices, offs=ends)
+    return made[:, : made.shape[1] - more_out] if more_out else made

@@ -22,6 +22,7 @@ class Program:
         ones: inputs that must be all ones for this program to hold.
         training: whether the model was in training mode.
         mixed: whether some of its modules were in the other mode.
+        answers: what data must say at each branch that the code takes by it, for this program to hold.
     """
 
     graph: fx.Graph
@@ -31,6 +32,7 @@ class Program:
     ones: tuple[str, ...] = ()
     training: bool = False
     mixed: bool = False
+    answers: tuple[bool, ...] = ()
 
     def with_graph(self, graph: fx.Graph, **changes: object) -> Program:
         """The same call with another graph."""

@@ -37,6 +37,7 @@ from peftc.lang.formats import COMPUTE, FORMATS, Format, Packing, read_packing, 
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
+from peftc.lang.lifting import lift_problem
 from peftc.lang.operations import OPERATIONS, Operation, Setting, register
 from peftc.lang.policies import POLICIES, Policy, Target, register_policy
 from peftc.lang.quantising import packing_of, packing_problem
@@ -118,6 +119,7 @@ __all__ = [
     "flatten",
     "is_on",
     "known_words",
+    "lift_problem",
     "load_rule",
     "meet",
     "packing_of",

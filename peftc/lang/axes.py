@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from peftc.lang.limits import AXES
-from peftc.lang.sizes import SIZE
+from peftc.lang.sizes import FUNCTIONS, SIZE, calls
 
 Axes: TypeAlias = tuple[str, ...]
 Constant: TypeAlias = bool | int | float | str
@@ -54,8 +54,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Dimension:
-    """One axis of a parameter, and what its size is: a number, the name of an option or of an axis, or a product
-    or a quotient of these (`peftc.lang.sizes`).
+    """One axis of a parameter, and what its size is: a number, the name of an option or of an axis, a function of
+    these, or a product or a quotient (`peftc.lang.sizes`).
     """
 
     axis: str
@@ -83,7 +83,10 @@ def read_axes(text: str) -> Axes:
 
 @lru_cache(maxsize=512)
 def read_dimensions(text: str) -> tuple[Dimension, ...]:
-    """The axes of a parameter with their sizes, as in `"kv_heads keys=length"`. Raises AxesError."""
+    """The axes of a parameter with their sizes, as in `"kv_heads keys=length"`. Raises AxesError.
+
+    A size is a number, a name, a function of these, or a product or a quotient: `o=d_out/divisor(d_out,factor)`.
+    """
     dimensions: list[Dimension] = []
     for word in text.split():
         axis, equals, size = word.partition("=")
@@ -92,6 +95,11 @@ def read_dimensions(text: str) -> tuple[Dimension, ...]:
         if equals and not SIZE.match(size):
             message = "write a whole number, an option, an axis, or a product or quotient of them after"
             raise AxesError(f"{size!r} is no size: {message} {axis}=")
+        for name, taken in calls(size):
+            if name not in FUNCTIONS:
+                raise AxesError(f"there is no size {name}(…); there is: {', '.join(FUNCTIONS)}")
+            if len(taken) != len(FUNCTIONS[name].takes):
+                raise AxesError(f"it is {name}({','.join(FUNCTIONS[name].takes)})")
         dimensions.append(Dimension(axis, int(size) if size.isdigit() else (size or axis)))
     names = read_axes(" ".join(dimension.axis for dimension in dimensions))
     if ANY in names:

@@ -45,7 +45,8 @@ class Bound:
     """A rule, ready to be matched.
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
-    They choose among the sites of the rule's main section; a section under `also` follows its own match.
+    They choose among the sites of the rule's main section, and of those that act only when they are asked for; any
+    other section under `also` follows its own match.
     """
 
     rule: Rule
@@ -58,9 +59,25 @@ class Bound:
 
     def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
         """The parts that a section of the rule is for; none means every part of its roles."""
-        if section is self.rule and (self.parts or self.path_glob):
-            return self.parts
+        if self.chooses(section) and (self.parts or self.path_glob):
+            words = known_words(section.match.role)
+            return tuple(selector for selector in self.parts if selector.part in words)
         return tuple(_selector(text) for text in section.match.part)
+
+    def chooses(self, section: Section) -> bool:
+        """Whether the user's parts and path choose among the sites of a section."""
+        return section is self.rule or section.asked
+
+    def wants(self, section: Section) -> bool:
+        """Whether the user's parts and path leave a section anything to act on."""
+        if self.path_glob is not None or not self.chooses(section):
+            return True
+        return bool(self.parts_of(section)) if self.parts else not section.asked
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles among whose sites the user's parts choose."""
+        return chosen_roles(self.rule)
 
     @staticmethod
     def from_flat(flat: Mapping[str, Any]) -> Bound:
@@ -75,6 +92,12 @@ class Bound:
         if not isinstance(given, Mapping):
             raise SpecError("the options of a stored rule must be a mapping", where=name)
         return replace(request.bound(rule, given, fields), label=_label(flat.get("label", rule.name)))
+
+
+def chosen_roles(rule: Rule) -> tuple[str, ...]:
+    """The roles of a rule's main section, and of those that act when they are asked for."""
+    sections = (rule, *(section for section in rule.also if section.asked))
+    return tuple(dict.fromkeys(role for section in sections for role in section.match.role))
 
 
 def flatten(bound: Bound) -> dict[str, Any]:
@@ -158,7 +181,7 @@ def _names_parts(rule: Rule, text: str) -> bool:
     """Whether what follows the colon can only be meant as parts: words of the rule's roles, of no option's type."""
     if rule.shorthand is None or isinstance(rule.options[rule.shorthand].default, str):
         return False
-    words = known_words(rule.match.role)
+    words = known_words(chosen_roles(rule))
     return all(word.strip().rpartition(".")[2] in words for word in text.split(","))
 
 
@@ -238,7 +261,7 @@ class _Request:
 
     def _part(self, rule: Rule, word: str) -> PartSelector:
         selector = _selector(word)
-        words = known_words(rule.match.role)
+        words = known_words(chosen_roles(rule))
         if selector.scope is not None and selector.scope not in SCOPES:
             hint = instead(selector.scope, SCOPES)
             raise self.fail(SpecError, "part", f"{word!r}: there is no scope {selector.scope!r}", hint)

@@ -25,7 +25,7 @@ from peftc.lang.results import same
 from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.signature import Signature, fit, signature
-from peftc.lang.sizes import canonical, names_of
+from peftc.lang.sizes import WIDEST, calls, canonical, names_of
 from peftc.lang.source import Key, Place
 from peftc.lang.training import check_training
 
@@ -234,18 +234,22 @@ class _SectionCheck:
             taken[name] = what
 
     def _check_parameters(self, signatures: list[Signature]) -> None:
+        for name, parameter in self.section.parameters.items():  # all of them before any that reads another
+            try:
+                read_dimensions(parameter.axes)
+            except AxesError as error:
+                place = self._place("parameters", name)
+                raise fault("R010", place, str(error), text=parameter.axes) from None
         for name, parameter in self.section.parameters.items():
             place = self._place("parameters", name)
-            try:
-                dimensions = read_dimensions(parameter.axes)
-            except AxesError as error:
-                raise fault("R010", place, str(error), text=parameter.axes) from None
-            for dimension in dimensions:
+            for dimension in parameter.dimensions:
                 for size in names_of(dimension.size):
                     self._check_size(place, parameter, dimension.axis, size, signatures)
+                self._check_widest(place, parameter, dimension.size)
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
-            initial = known_initial(parameter.init, place, len(dimensions))
+            self._check_rate(self._place("parameters", name, "lr"), parameter)
+            initial = known_initial(parameter.init, place, len(parameter.dimensions))
             if initial.expression is not None:
                 self._check_start_reads(name, parameter)
             for key, value in initial.settings:
@@ -272,6 +276,19 @@ class _SectionCheck:
                     f"the axis {axis!r} has no size: {size!r} is neither an option nor an axis of a value"
                 )
                 raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+
+    def _check_widest(self, place: Place, parameter: Parameter, size: str | int) -> None:
+        """The largest of several sites is asked for where several share a parameter."""
+        for name, (word, *_) in calls(size):
+            if name == WIDEST and parameter.share == "site":
+                message = (
+                    f"'{WIDEST}' is a size among sites that share a parameter, and this one is a site's own"
+                )
+                hint = 'there is: share = "layer", share = "model"'
+                raise fault("R032", place, message, text=parameter.axes, hint=hint)
+            if name == WIDEST and (word in self.rule.options or word.isdigit()):
+                message = f"'{WIDEST}' takes an axis of a value, and {word!r} is none"
+                raise fault("R032", place, message, text=parameter.axes)
 
     def _check_start_reads(self, name: str, parameter: Parameter) -> None:
         """What an initial value depends on is there when it is computed, once for each parameter."""
@@ -319,6 +336,23 @@ class _SectionCheck:
             message = f"seed = {seed!r}: there is no such option that is a whole number with min = 0 or more"
             raise fault("R028", place, message, hint=instead(seed, self._whole_options()))
         self.used.add(seed)
+
+    def _check_rate(self, place: Place, parameter: Parameter) -> None:
+        if not parameter.trainable and parameter.lr != 1.0:
+            raise fault("R061", place, f"lr = {parameter.lr!r}: a frozen parameter has no learning rate")
+        if isinstance(parameter.lr, str):
+            option = self.rule.options.get(parameter.lr)
+            if (
+                option is None
+                or type(option.default) not in (int, float)
+                or option.min is None
+                or option.min < 0
+            ):
+                message = (
+                    f"lr = {parameter.lr!r}: there is no such option that is a number with min = 0 or more"
+                )
+                raise fault("R061", place, message, hint=instead(parameter.lr, self.rule.options))
+            self.used.add(parameter.lr)
 
     def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
         option = self.rule.options.get(name)

@@ -71,6 +71,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R058": "No policy has this name.",
         "R059": "A schedule does not fit its policy.",
         "R060": "An initial value does not fit its parameter.",
+        "R061": "A factor on the learning rate that is none.",
         # quantised weights: RuleCheckError
         "R071": "A weight that cannot be quantised.",
         "R072": "No number format has this name.",

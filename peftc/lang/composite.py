@@ -73,7 +73,7 @@ class Composite:
         self.used[label] = used
         self._refuse_long(place, use, used, label)
         options = self._options(index, use, used, label)
-        drafts = [_relabelled(draft_of(used, s), place, label, options) for s in used.sections]
+        drafts = [_relabelled(draft_of(used, s), place, label, options) for s in used.sections if not s.asked]
         Overrides(self.rule, index, use, used, label, options, set(self.options), drafts).put_in()
         self._drop_unread(index, use, used, options, drafts)
         drafts[0].required = True

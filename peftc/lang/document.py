@@ -147,6 +147,11 @@ class Parameter(Data):
         default=None,
         description="Draws it alike on every machine, whatever was drawn before: a number, or an option that is one.",
     )
+    lr: Annotated[int | float, Field(ge=0)] | Name = Field(
+        default=1.0,
+        description="The factor on the optimiser's learning rate for it: a number, or an option that is one. "
+        "`peftc finetune` heeds it, and so do the groups of `peftc.param_groups`.",
+    )
 
     @property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -157,6 +162,10 @@ class Parameter(Data):
     def named(self) -> Axes:
         """The names of its axes."""
         return tuple(dimension.axis for dimension in self.dimensions)
+
+    def named_in(self, stack: str) -> Axes:
+        """The names of its axes at a site that is a stack: a site's own is one for each of its matrices."""
+        return (stack, *self.named) if stack and self.share == "site" else self.named
 
     @property
     def initial(self) -> Initial:
@@ -224,6 +233,11 @@ class Section(Data):
     required: bool = Field(
         default=False,
         description="Whether a model without a site for this section is an error, even if others match.",
+    )
+    asked: bool = Field(
+        default=False,
+        description="Whether this section acts only where the user names a part of its roles, or a path; a composite "
+        "that uses the rule does without it.",
     )
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Tensors that are made at each site, by name."

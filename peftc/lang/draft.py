@@ -36,6 +36,7 @@ class Draft:
     schedule: dict[str, tuple[Schedule, Place]] = field(default_factory=dict)
     quantise: dict[str, tuple[Quantise, Place]] = field(default_factory=dict)
     required: bool = False
+    asked: bool = False
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
     @property
@@ -84,7 +85,7 @@ class Draft:
         for parameter, place in self.parameters.values():
             read |= {name for dimension in parameter.dimensions for name in names_of(dimension.size)}
             read |= {str(value) for _, value in read_initial(parameter.init, place).settings}
-            read.add(str(parameter.seed))
+            read |= {str(parameter.seed), str(parameter.lr)}
         read |= {str(term.weight) for term in self.losses.values()}
         read |= {str(value) for told, _ in self.schedule.values() for value in told.settings.values()}
         for kept, _ in self.quantise.values():
@@ -103,6 +104,8 @@ class Draft:
         }
         if self.required:
             held["required"] = True
+        if self.asked:
+            held["asked"] = True
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
         held["loss"] = {
@@ -165,6 +168,7 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         {name: (told, at("schedule", name)) for name, told in section.schedule.items()},
         {port: (told, at("quantise", port)) for port, told in section.quantise.items()},
         section.required,
+        section.asked,
         places,
     )
 

@@ -37,8 +37,10 @@ class Check:
         longer = str(settings[operation.longer]) if operation.longer else ""
         values = [term for term in terms if not term.is_constant]
         lengths: Lengths = {}
-        for value in values:
-            lengths = self._joined(Term((), lengths), value, axes, skip=longer, said=operation.name)
+        for value in values:  # axes that are summed are compared too
+            every = (*axes, *lengths, *value.axes)
+            lengths = self._joined(Term((), lengths), value, every, skip=longer, said=operation.name)
+        lengths = {axis: length for axis, length in lengths.items() if axis in axes}
         if longer:
             # What is in front is told first: a number is a count of new keys, which always go in front.
             in_front = sorted(terms, key=lambda term: not term.is_constant)
@@ -51,8 +53,8 @@ class Check:
 
     def _joined(self, left: Term, right: Term, axes: Axes, *, skip: str, said: str) -> Lengths:
         one, other = lengths_of(left), lengths_of(right)
-        for axis in one.keys() & other.keys() - {skip}:
-            if one[axis] != other[axis]:
+        for axis in one:
+            if axis in other and axis != skip and one[axis] != other[axis]:
                 raise AxesError(
                     f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
                 )
@@ -74,17 +76,24 @@ def defaults(rule: Rule) -> dict[str, Constant]:
     return {name: option.typed(option.default) for name, option in rule.options.items()}
 
 
-def proving_scope(rule: Rule, section: Section, role: Signature, options: Mapping[str, Constant]) -> Scope:
+def proving_scope(
+    rule: Rule,
+    section: Section,
+    role: Signature,
+    options: Mapping[str, Constant],
+    backend: Check | None = None,
+) -> Scope:
     """The names of a section at any site of a role: ports and sizes stand for themselves."""
     given = {port: Term(axes, {axis: axis for axis in axes}) for port, axes in role.ports.items()}
     given |= {axis: Term((), Unknown(axis)) for axis in role.sizes}
     sizes = {name for p in section.parameters.values() for d in p.dimensions for name in names_of(d.size)}
     # An option that is a size stands for itself: 8 and 8 are not one length by chance.
     symbols = {name: Unknown(name) if name in sizes else value for name, value in options.items()}
-    return Scope(
-        rule, cast("Mapping[str, Constant]", symbols), given, Check(), _new_parameter, section=section
-    )
 
+    def new_parameter(_name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
+        lengths = {d.axis: canonical(str(d.size)) for d in parameter.dimensions}
+        axes = parameter.named_in(role.stack)
+        return Term(axes, {axis: lengths.get(axis, axis) for axis in axes})
 
-def _new_parameter(_name: str, parameter: Parameter, _sizes: tuple[int, ...]) -> Term:
-    return Term(parameter.named, {d.axis: canonical(str(d.size)) for d in parameter.dimensions})
+    named = cast("Mapping[str, Constant]", symbols)
+    return Scope(rule, named, given, backend or Check(), new_parameter, section=section, stack=role.stack)

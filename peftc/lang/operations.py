@@ -19,6 +19,7 @@ Lengths = dict[str, str]
 """What the length of each axis is called: its own name, an option's, or a sum such as `length+keys`."""
 LengthsRule = Callable[[tuple[Term, ...], Settings, Lengths], Lengths]
 Takes = Literal["value", "number", "any"]
+"""A value of a backend; a number; or either of them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Operation:
 
     `optional` are values that a call may give by name, after those it `takes`; a call that gives none has
     fewer terms. `longer` names the setting whose axis comes out longer than it went in. `lengths` works the
-    lengths of the result's axes out from those of the operands where they differ; it may raise AxesError.
+    lengths of the result's axes out from those of the operands where they differ; it may raise AxesError. `number`
+    is what it gives where all that it takes are numbers; it may raise ArithmeticError or ValueError.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Operation:
     longer: str | None = None
     optional: tuple[str, ...] = ()
     lengths: LengthsRule | None = None
+    number: Callable[..., float] | None = None
 
     @property
     def call(self) -> str:

@@ -131,7 +131,8 @@ def renamed_parameter(
     text = " ".join(words)
     place = init.place.edited(Edit(parameter.axes, text))
     seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed
-    changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed})
+    lr = names.get(parameter.lr, parameter.lr) if isinstance(parameter.lr, str) else parameter.lr
+    changed = parameter.model_copy(update={"axes": text, "init": init.text, "seed": seed, "lr": lr})
     return changed, place
 
 

@@ -6,9 +6,9 @@ most files here: one short function for each way in which axes can come out.
 
 from __future__ import annotations
 
-from peftc.lang.axes import ANY, AXIS, Axes, AxesError, Constant, Term, Unknown, show
+from peftc.lang.axes import ANY, AXIS, Axes, AxesError, Constant, Term, Unknown, contract, show
 from peftc.lang.operations import Lengths, Settings
-from peftc.lang.sizes import over, times
+from peftc.lang.sizes import over, size_at, times
 
 
 def same(terms: tuple[Term, ...], _settings: Settings) -> Axes:
@@ -150,6 +150,16 @@ def merged_lengths(terms: tuple[Term, ...], settings: Settings, lengths: Lengths
     return {**lengths, str(settings["to"]): times(outer, inner)}
 
 
+def picks(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of the ids, then those of the first without the one that is named; they share none."""
+    table, ids = named(terms[0].axes), terms[1].axes
+    axis = has(table, settings["axis"])
+    rest = tuple(name for name in table if name != axis)
+    if both := [name for name in ids if name in table]:
+        raise AxesError(f"{show(table)} and the ids {show(ids)} both have {', '.join(both)}")
+    return (*ids, *rest)
+
+
 def keeps_some(terms: tuple[Term, ...], settings: Settings) -> Axes:
     """The axes as they are; the one that is named must be among them."""
     counted(terms[1])
@@ -207,6 +217,34 @@ def square_lengths(terms: tuple[Term, ...], _settings: Settings, lengths: Length
     if one != other:
         raise AxesError(f"{show(terms[0].axes)} is not square: {one} by {other}")
     return lengths
+
+
+def dots(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of both but the one that is named; those that both have are kept once."""
+    one, other = terms[0].axes, terms[1].axes
+    axis = has(one, settings["axis"])
+    has(other, axis)
+    return contract((*(name for name in one if name != axis), axis), other)
+
+
+def skews(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the last one, that of the pairs, replaced by the rows and the columns."""
+    counted(terms[1])
+    *rest, _ = named(terms[0].axes) or ("",)
+    return (*rest, *new(tuple(rest), settings["rows"], settings["columns"]))
+
+
+def skew_lengths(terms: tuple[Term, ...], settings: Settings, lengths: Lengths) -> Lengths:
+    count, have = counted(terms[1]), length_of(terms[0], terms[0].axes[-1])
+    want = str(size_at(f"pairs({count})", {})) if count.isdigit() else f"pairs({count})"
+    if have != want:
+        raise AxesError(f"{show(terms[0].axes)} ends in {have} numbers, a skew matrix of {count} has {want}")
+    return {**lengths, str(settings["rows"]): count, str(settings["columns"]): count}
+
+
+def numbers(_terms: tuple[Term, ...], _settings: Settings) -> Axes:
+    """A number."""
+    return ()
 
 
 def has(axes: Axes, axis: Constant) -> str:

@@ -25,13 +25,17 @@ CALL_AXES = frozenset({"*", "batch", "seq", "queries", "keys"})
 
 @dataclass(frozen=True)
 class Port:
-    """A value or an operand at a site, with its default axes. An optional port is absent at some sites."""
+    """A value or an operand at a site, with its default axes. An optional port is absent at some sites.
+
+    `neutral` is the number that an absent weight counts as; without one, a rule that reads it leaves the site out.
+    """
 
     name: str
     kind: PortKind
     axes: Axes
     doc: str
     optional: bool = False
+    neutral: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,25 @@ def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = ()) -> Rol
     return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts)
 
 
-def _port(name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False) -> Port:
-    return Port(name, kind, read_axes(axes), doc, optional)
+def _port(
+    name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False, neutral: float | None = None
+) -> Port:
+    return Port(name, kind, read_axes(axes), doc, optional, neutral)
 
 
 OTHER = "other"
 """The part of a linear site that is none of the named ones; analysis writes it as an empty part."""
 
-_LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", OTHER)
+CONV = "conv"
+"""The part of a linear site that is a convolution: a matrix times all that it reads for one place."""
+
+_LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", CONV, OTHER)
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "attention": ("q", "k", "v", "o"),
         "ffn": ("gate", "up", "down"),
-        "all-linear": tuple(part for part in _LINEAR_PARTS if part != "head"),
+        "all-linear": tuple(part for part in _LINEAR_PARTS if part not in ("head", CONV)),
     }
 )
 """Groups of parts of the role linear."""
@@ -78,7 +87,9 @@ SCOPES = ("encoder", "decoder", "cross")
 _WEIGHT = _port(
     "W", "weight", "d_out d_in", "The matrix; its axes are lined up by name, however it is stored."
 )
-_BIAS = _port("b", "weight", "d_out", "What is added to the product; many models have none.", optional=True)
+_BIAS = _port(
+    "b", "weight", "d_out", "What is added to the product; many models have none.", optional=True, neutral=0
+)
 _TOKENS = _port(
     "tokens",
     "value",
@@ -134,13 +145,16 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("x", "operand", "* d", "What is normalised."),
                 _port("y", "result", "* d", "The normalised value, scaled and shifted."),
                 _port("W", "weight", "d", "The scale.", optional=True),
-                _port("b", "weight", "d", "The shift; RMS norms have none.", optional=True),
+                _port("b", "weight", "d", "The shift; RMS norms have none.", optional=True, neutral=0),
             ),
             _role(
                 "embedding",
-                "A row of a table for each id.",
+                "A row of a table for each id: of the tokens' (`embedding`), of one of places (`position`), or of any "
+                "other (`table`), such as that of token types.",
+                _port("ids", "value", "*", "The numbers of the rows."),
                 _port("y", "result", "* d_model", "The rows."),
                 _port("W", "weight", "vocab d_model", "The table."),
+                parts=("embedding", "position", "table"),
             ),
             _role(
                 "head",
@@ -176,7 +190,7 @@ def accepts(role: str, word: str, part: str) -> bool:
         return word in (role, part)
     if role == "linear" and word in GROUPS:
         return part in GROUPS[word]
-    return word in (part, role)
+    return word == part or (word == role and role not in ROLES[role].parts)
 
 
 def known_words(roles: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ class Scope:
     """Options, axis sizes, values, parameters and bindings of one section at one site.
 
     `given` holds the site's ports by name, with the axes the section gives them (`signature`), and its axis
-    sizes as numbers. Right sides see the values as they were before any rewrite. `used` collects the names
-    that were read.
+    sizes as numbers; `stack` is the axis that the site has besides, if it is many matrices in one. Right sides
+    see the values as they were before any rewrite. `used` collects the names that were read.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class Scope:
         new_parameter: NewParameter,
         *,
         section: Section | None = None,
+        stack: str = "",
     ) -> None:
         self.rule = rule
+        self.stack = stack
         self.section: Section = section if section is not None else rule
         self.used: set[str] = set()
         self._options = options
@@ -71,9 +73,11 @@ class Scope:
         """What a parameter starts as, where an expression says so. Raises RuleCheckError."""
         made = self.section.parameters[name]
         term = self.evaluate(made.init, "parameters", name, "init")
-        if set(term.axes) != set(made.named) or term.is_constant:
+        want = made.named_in(self.stack)
+        alike = set(term.axes) == set(made.named)  # in a stack too, where every matrix starts alike
+        if term.is_constant or not (alike or set(term.axes) == set(want)):
             said = "a number alone" if term.is_constant else show(term.axes)
-            message = f"{name} must start as {show(made.named)}, but this is {said}"
+            message = f"{name} must start as {show(want)}, but this is {said}"
             raise fault("R060", self._place("parameters", name, "init"), message, text=made.init)
         return term
 

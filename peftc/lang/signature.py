@@ -16,13 +16,15 @@ class Signature:
     """The ports of one role with the axes that a section gives them.
 
     `sizes` says for each axis of the section which axis of the role it is, and has no axis that `*` stood
-    for; `moving` are the axes whose length changes from call to call.
+    for; `moving` are the axes whose length changes from call to call. `stack` is the axis that every port has
+    besides, at a site that is many matrices in one.
     """
 
     role: str
     ports: Mapping[str, Axes]
     sizes: Mapping[str, str]
     moving: frozenset[str]
+    stack: str = ""
 
     def sizes_at(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes of the section's axes, from those of the role's axes; unknown ones are left out."""
@@ -41,8 +43,11 @@ def fit(axes: Axes, default: Axes) -> str | None:
     return None
 
 
-def signature(section: Section, role: str) -> Signature:
-    """What `section` calls the ports and axes of `role`. A value that does not fit its port is skipped."""
+def signature(section: Section, role: str, stack: str = "") -> Signature:
+    """What `section` calls the ports and axes of `role`. A value that does not fit its port is skipped.
+
+    With a `stack`, a port whose leading axes have names is skipped too: its values are rows in no such order.
+    """
     given = section.values()
     ports: dict[str, Axes] = {}
     sizes: dict[str, str] = {}
@@ -51,7 +56,9 @@ def signature(section: Section, role: str) -> Signature:
         axes = given.get(port.name, port.axes)
         if fit(axes, port.axes):
             continue
-        ports[port.name] = axes
+        lifted = stacked(axes, stack, port.kind == "weight")
+        if lifted is not None:
+            ports[port.name] = lifted
         named = tuple(axis for axis in port.axes if axis != ANY)
         leading = axes[: len(axes) - len(named)]
         moving.update(axis for axis in leading if axis != ANY)
@@ -59,4 +66,15 @@ def signature(section: Section, role: str) -> Signature:
             sizes.setdefault(axis, default)
             if default in CALL_AXES:
                 moving.add(axis)
-    return Signature(role, MappingProxyType(ports), MappingProxyType(sizes), frozenset(moving))
+    if stack:
+        sizes[stack] = stack
+    return Signature(role, MappingProxyType(ports), MappingProxyType(sizes), frozenset(moving), stack)
+
+
+def stacked(axes: Axes, stack: str, is_weight: bool) -> Axes | None:
+    """Axes with those of a stack: in front of a weight's, behind the `*` of a value; None where there is no `*`."""
+    if not stack:
+        return axes
+    if is_weight:
+        return (stack, *axes)
+    return (ANY, stack, *axes[1:]) if axes[:1] == (ANY,) else None

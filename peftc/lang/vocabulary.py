@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from peftc.lang.operations import Operation, Setting, Takes, register
 from peftc.lang.results import (
     counted_length,
+    dots,
     drops,
     drops_over,
     first_lengths,
@@ -18,18 +21,23 @@ from peftc.lang.results import (
     merged_lengths,
     merges,
     middle,
+    numbers,
+    picks,
     product,
     product_lengths,
     renamed_length,
     renames,
     right,
     same,
+    skew_lengths,
+    skews,
     split_lengths,
     splits,
     square,
     square_lengths,
     within,
 )
+from peftc.lang.sizes import FUNCTIONS
 
 AXIS = Setting("axis", "The axis it works along.")
 ACTIVATIONS = (
@@ -37,6 +45,10 @@ ACTIVATIONS = (
     "identity",
 )
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
+
+
+def _square(x: float) -> float:
+    return x * x
 
 
 def _define() -> None:
@@ -50,14 +62,21 @@ def _define() -> None:
         ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
         ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
         ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
-        ("exp", "eˣ.", "torch.exp"),
-        ("log", "The natural logarithm.", "torch.log"),
-        ("abs", "x without its sign.", "torch.abs"),
-        ("square", "x · x.", "torch.square"),
-        ("sqrt", "The square root.", "torch.sqrt"),
         ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
         register(Operation(name, doc, _ONE, same, lower))
+    for name, doc, lower, number in (
+        ("exp", "eˣ.", "torch.exp", math.exp),
+        ("log", "The natural logarithm.", "torch.log", math.log),
+        ("abs", "x without its sign.", "torch.abs", abs),
+        ("square", "x · x.", "torch.square", _square),
+        ("sqrt", "The square root.", "torch.sqrt", math.sqrt),
+    ):
+        register(Operation(name, doc, (("x", "any"),), same, lower, number=number))
+    for name, function in FUNCTIONS.items():
+        if function.run is not None:
+            takes: tuple[tuple[str, Takes], ...] = tuple((each, "number") for each in function.takes)
+            register(Operation(name, function.doc, takes, numbers, "", number=function.run))
     kind = Setting("choice", "Which activation.", choices=ACTIVATIONS)
     rate = Setting("number", "The chance of a zero.", min=0, max=1)
     epsilon = Setting("number", "Added to the variance.", default=1e-5, min=0)
@@ -121,11 +140,34 @@ def _define() -> None:
         ),
         Operation(
             "cayley",
-            "The rotation (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, over the last two axes.",
+            "The rotation (1 − S)⁻¹ (1 + S) of S = (x − xᵀ) / 2, over the last two axes; or so many terms of its series "
+            "1 + 2 S + 2 S² + … + Sⁿ⁻¹, which is no more than nearly a rotation.",
             _ONE,
             square,
             "peftc.cayley",
+            {"terms": Setting("number", "Terms of the series; 0 for the rotation itself.", default=0, min=0)},
             lengths=square_lengths,
+        ),
+        Operation(
+            "skew",
+            "The skew-symmetric matrix, a row for each of `size`, whose numbers above the diagonal are the last axis "
+            "of x, row by row.",
+            (("x", "value"), ("size", "number")),
+            skews,
+            "peftc.skew",
+            {
+                "rows": Setting("axis", "What its rows are called."),
+                "columns": Setting("axis", "What its columns are called."),
+            },
+            lengths=skew_lengths,
+        ),
+        Operation(
+            "dot",
+            "The products of two values, summed over an axis that both have, as `a @ b` is over the last of `a`.",
+            (("a", "value"), ("b", "value")),
+            dots,
+            "peftc.dot",
+            {"axis": AXIS},
         ),
         Operation(
             "identity_like",
@@ -173,6 +215,14 @@ def _define() -> None:
                 "to": Setting("axis", "What both together are called."),
             },
             lengths=merged_lengths,
+        ),
+        Operation(
+            "rows",
+            "For each id, what of x has its number along an axis: the row of a table.",
+            (("x", "value"), ("ids", "value")),
+            picks,
+            "peftc.rows",
+            {"axis": AXIS},
         ),
         Operation(
             "first",

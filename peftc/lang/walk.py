@@ -14,8 +14,9 @@ from typing import Literal, Protocol, TypeAlias, cast
 from peftc.errors import RuleError, instead
 from peftc.lang.axes import Axes, AxesError, Constant, Term, Unknown, contract, meet, show
 from peftc.lang.expression import Expression
-from peftc.lang.limits import LARGEST_NUMBER
+from peftc.lang.limits import LARGEST_NUMBER, LENGTH_NAME
 from peftc.lang.operations import OPERATIONS, Operation, setting_problem
+from peftc.lang.sizes import FUNCTIONS, PRODUCT, over, times
 
 Sign: TypeAlias = Literal["+", "-", "*", "/"]
 _SIGNS: Mapping[type[ast.operator], Sign] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -121,9 +122,14 @@ class Walk:
         if sign == "/" and isinstance(right, (int, float)) and right == 0:
             raise self._fault("R045", node, "this divides by zero")
         if isinstance(left, Unknown) or isinstance(right, Unknown):
-            return Unknown("?")
+            return Unknown(_symbol(sign, left, right))
+        if sign == "/" and isinstance(left, int) and isinstance(right, int) and left % right == 0:
+            return left // right  # a size stays whole
         one, other = cast("float", left), cast("float", right)
         value = {"+": one + other, "-": one - other, "*": one * other, "/": one / other if other else 0}[sign]
+        return self._bounded(node, value)
+
+    def _bounded(self, node: ast.AST, value: float) -> float:
         if not math.isfinite(value) or abs(value) >= LARGEST_NUMBER:
             raise self._fault("R045", node, "this number is too large")
         return value
@@ -136,6 +142,8 @@ class Walk:
         operation = self._words[name]
         terms = (*self._positional(node, operation), *self._optional(node, operation))
         settings = self._settings(node, operation)
+        if operation.number is not None and all(term.is_number for term in terms):
+            return Term((), self._reckon(node, operation, terms))
         try:
             axes = operation.axes(terms, settings)
             return Term(axes, self._backend.call(operation, terms, settings, axes))
@@ -158,7 +166,27 @@ class Walk:
                 raise self._fault(
                     "R030", argument, f"{operation.name} takes a value as {name}, not a constant"
                 )
+            if kind == "any" and term.is_constant and not term.is_number:
+                raise self._fault(
+                    "R030", argument, f"{operation.name} takes a value or a number as {name}, not a text"
+                )
         return terms
+
+    def _reckon(self, node: ast.Call, operation: Operation, terms: tuple[Term, ...]) -> object:
+        """What an operation makes of numbers; a number that only a site knows has the name of a size, if it is one."""
+        assert operation.number is not None
+        held = [term.held for term in terms]
+        if any(isinstance(each, Unknown) for each in held):
+            words = [each.name if isinstance(each, Unknown) else str(each) for each in held]
+            named = operation.name in FUNCTIONS and all(
+                word.isidentifier() or word.isdigit() for word in words
+            )
+            return Unknown(f"{operation.name}({','.join(words)})" if named else "?")
+        try:
+            value = operation.number(*held)
+        except (ArithmeticError, ValueError) as error:
+            raise self._fault("R045", node, f"cannot be computed: {error}") from None
+        return self._bounded(node, value)
 
     def _optional(self, node: ast.Call, operation: Operation) -> list[Term]:
         found = []
@@ -198,3 +226,12 @@ class Walk:
             raise self._fault(
                 "R031", node, f"{term.held!r} is no number; it can only be a setting of an operation"
             )
+
+
+def _symbol(sign: Sign, left: object, right: object) -> str:
+    """What a product or a quotient of sizes is called, or `?`."""
+    words = [each.name if isinstance(each, Unknown) else str(each) for each in (left, right)]
+    if sign not in ("*", "/") or not all(PRODUCT.match(word) for word in words):
+        return "?"
+    symbol = times(*words) if sign == "*" else over(*words)
+    return symbol if len(symbol) <= LENGTH_NAME else "?"

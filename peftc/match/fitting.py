@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.lang import Bound, Rule, Section
-from peftc.lang.roles import ROLES
-from peftc.lang.scope import expressions
+from peftc.lang.roles import CONV, ROLES
+from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import names_of, size_at
 from peftc.match.plan import Application
 
@@ -18,6 +18,19 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
     sections = [bound.rule.sections[number] for number in sorted(acting)]
     if losses := [name for section in sections for name in section.loss]:
         yield f"{bound.label} adds to the loss while training: {', '.join(losses)}"
+    rates = {
+        each.name: each.lr
+        for application in applications
+        if application.rule == bound.label
+        for each in application.parameters
+        if each.lr != 1.0
+    }
+    if rates:
+        said = ", ".join(f"{name} at {factor:g} times" for name, factor in rates.items())
+        yield (
+            f"{bound.label} trains {said} the learning rate: peftc finetune sees to it; elsewhere give the "
+            "optimiser peftc.param_groups(compiled, lr)"
+        )
     if policies := [told.policy for section in sections for told in section.schedule.values()]:
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
@@ -41,14 +54,37 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
     return None
 
 
+def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
+    """Why what a section does has no place at a site whose values are not held as its ports say, or None."""
+    if not site.stack and site.part != CONV:
+        return None
+    found = expressions(rule, section)
+    for name, parameter in section.parameters.items():
+        if parameter.initial.expression is None:
+            continue
+        if read := read_of_calls(site, names_behind(found, "parameters", name)):
+            what = f"a stack of {site.stack}" if site.stack else "a convolution"
+            return f"it is {what}, and {name} starts from {', '.join(read)} on data, which is for single matrices"
+    return None
+
+
 def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
-    """Ports that a section's expressions read and that this site does not have. Masks may be absent: that is a value."""
+    """Ports that a section's expressions read and that this site does not have.
+
+    Masks may be absent: that is a value; so may biases, which are then 0.
+    """
     ports = ROLES[site.role].ports
     names: set[str] = {
         name for expression in expressions(rule, section).values() for name in expression.names
     }
     needed = [port for name, port in ports.items() if name in names]
-    absent = [port.name for port in needed if port.kind == "weight" and port.name not in site.weights]
+    absent = [
+        port.name
+        for port in needed
+        if port.kind == "weight"
+        and port.name not in site.weights
+        and (port.neutral is None or not site.weights)
+    ]
     if "h" in names and "h" in ports and "d_model" not in site.sizes:
         absent.append("h")
     return absent

@@ -6,22 +6,24 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Section, is_on, show, signature, unmet
+from peftc.lang import ANY, Bound, Section, is_on, lift_problem, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
-from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven
+from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
 from peftc.match.ordering import order, refuse_overwriting
-from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
+from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
-from peftc.match.sharing import refuse_misfits, seed, shared
+from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.quantised import quantised_in
+from peftc.quantised.weight import HOME
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -82,6 +84,11 @@ def make_plan(
         analysis.unread,
         tuple(notes),
     )
+    tied_notes = [
+        f"{each.rule} acts on {each.site.id} alone of those that read its weight, such as {other.id}: it cannot be merged"
+        for each, other in leaks(plan)
+    ]
+    plan = replace(plan, notes=(*plan.notes, *tied_notes))
     refuse_overwriting(plan)
     refuse_misfits(plan)
     refuse_runaway(plan, max(sum(sizes.values()), 50_000_000) if budget is None else budget)
@@ -108,6 +115,8 @@ class Matcher:
         self.quantising = Quantising(analysis, root)
         self.applications: list[Application] = []
         self.skips: list[Skip] = []
+        self.tied = tied(analysis.sites)
+        self.lifted: dict[tuple[str, int, str, str], str | None] = {}
 
     def match(self, bound: Bound, required: bool) -> None:
         """Add every application and skip of one rule."""
@@ -115,7 +124,7 @@ class Matcher:
             self.refuse_unknown_parts(bound)
         before = len(self.applications)
         for number, section in enumerate(bound.rule.sections):
-            if not is_on(bound.rule, section, bound.options):
+            if not bound.wants(section) or not is_on(bound.rule, section, bound.options):
                 continue
             sites = [site for site in self.analysis.sites if site.role in section.match.role]
             chosen = []
@@ -134,7 +143,8 @@ class Matcher:
             if required and section.required and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
-            raise self.nothing(bound, 0)
+            wanted = (number for number, each in enumerate(bound.rule.sections) if bound.wants(each))
+            raise self.nothing(bound, next(wanted, 0))
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""
@@ -142,25 +152,36 @@ class Matcher:
 
     def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
-        own = section is bound.rule
+        own, chosen = section is bound.rule, bound.chooses(section)
         parts = bound.parts_of(section)
         if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
             said = ", ".join(selector.text for selector in parts)
             return f"part {site.part or OTHER} is not among {said}"
-        if own and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
+        if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
             return f"path does not match {bound.path_glob}"
         if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
             where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
             return f"{where}, not in {bound.layers.text}"
+        if site.stack and (reason := self.unliftable(bound, section, site)):
+            return reason
+        if reason := unplaceable(bound.rule, section, site):
+            return reason
         missing = missing_ports(bound.rule, section, site)
         if missing:
             return f"it has no {', '.join(missing)}"
         if reason := self.misfit(section, site):
             return reason
-        sizes = signature(section, site.role).sizes_at(site.sizes)
+        sizes = signature(section, site.role, site.stack).sizes_at(site.sizes)
         if reason := unmet(bound.rule, section, bound.options, sizes):
             return reason
         return uneven(section, {**bound.options, **sizes})
+
+    def unliftable(self, bound: Bound, section: Section, site: Site) -> str | None:
+        """Why a section cannot act on a site that is a stack of matrices, or None; proved once for all of them."""
+        key = (bound.label, id(section), site.role, site.stack)
+        if key not in self.lifted:
+            self.lifted[key] = lift_problem(bound.rule, section, site.role, site.stack, bound.options)
+        return self.lifted[key]
 
     def misfit(self, section: Section, site: Site) -> str | None:
         """Which port does not have as many axes at a site as the section names, or None.
@@ -181,13 +202,17 @@ class Matcher:
         """Add one application, or the skip that says why there is nothing to do."""
         trains = {port: site.weights[port] for port in section.train if port in site.weights}
         inserted: dict[str, str] = {}
-        parameters = list(self.new_parameters(bound, section, site, number))
+        parameters = list(self.new_parameters(bound, section, site, number, chosen))
         for port, train in section.train.items():
             if port in trains:
                 continue
             policy = str(bound.options[train.insert]) if train.insert else "never"
             bare = not any(port in other.weights for other in chosen)
             if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
+                if site.stack:
+                    reason = f"it is a stack of {site.stack}, which has no place for a {port} that is put in"
+                    self.skips.append(Skip(bound.label, site, reason, number))
+                    return
                 path = f"{self.home(bound, site, number)}.{port}"
                 parameters.append(NewParameter(port, path, ("d_out",), (site.sizes["d_out"],), "zeros", {}))
                 inserted[port] = port
@@ -217,29 +242,35 @@ class Matcher:
         )
 
     def new_parameters(
-        self, bound: Bound, section: Section, site: Site, number: int
+        self, bound: Bound, section: Section, site: Site, number: int, chosen: Sequence[Site]
     ) -> Iterable[NewParameter]:
-        """The parameters that a section makes at a site."""
-        known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
+        """The parameters that a section makes at a site, which is one of those that it goes to."""
+        own = {**bound.options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
         for name, parameter in section.parameters.items():
+            known = {**own, **widest(section, site, parameter, chosen)}
             initial = parameter.initial
             computed = initial.expression is not None
             behind = names_behind(found, "parameters", name) if computed else ()
             shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
+            axes = parameter.named_in(site.stack)
+            if stacked := len(axes) > len(shape):
+                shape = (site.sizes[site.stack], *shape)
             yield NewParameter(
                 name,
                 f"{self.home(bound, site, number)}.{name}",
-                parameter.named,
+                axes,
                 shape,
                 initial.law or parameter.init,
                 initial.resolve(bound.options),
                 parameter.dtype,
                 parameter.trainable,
-                shared(bound, number, site, name, parameter),
+                shared(bound, number, site, name, parameter, self.tied.get(site, "")),
                 seed(bound, number, site, name, parameter),
                 computed,
                 read_of_calls(site, behind),
+                stacked,
+                float(bound.options[parameter.lr] if isinstance(parameter.lr, str) else parameter.lr),
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:
@@ -248,13 +279,15 @@ class Matcher:
         while owner and isinstance(self.root.get_submodule(owner), CONTAINERS):
             owner, _, last = owner.rpartition(".")
             rest.insert(0, last)
+        if site.name:
+            rest.append(site.name)
         if number:
             rest.append(str(number))
         return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])
 
     def refuse_unknown_parts(self, bound: Bound) -> None:
         """Raise if the user named a part that no site of the model has, even when another one matched."""
-        sites = [site for site in self.analysis.sites if site.role in bound.rule.match.role]
+        sites = [site for site in self.analysis.sites if site.role in bound.roles]
         for selector in bound.parts:
             if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
                 continue
@@ -265,7 +298,7 @@ class Matcher:
                 f"{bound.label}: this model has no part {selector.text!r}",
                 hint=f"it has: {', '.join(there)}"
                 if there
-                else f"it has no {' or '.join(bound.rule.match.role)} at all",
+                else f"it has no {' or '.join(bound.roles)} at all",
             )
 
     def nothing(self, bound: Bound, number: int) -> MatchError:
@@ -277,7 +310,7 @@ class Matcher:
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
-        if bound.path_glob is not None and section is bound.rule:
+        if bound.path_glob is not None and bound.chooses(section):
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(

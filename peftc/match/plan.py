@@ -28,10 +28,12 @@ class NewParameter:
         axes, shape: its axes, and their sizes.
         law, settings: how it starts; `law` is an expression where the value is `computed`.
         data: ports whose values on the user's data the expression reads.
+        stacked: whether its first axis is that of a stack of matrices, each of which starts by itself.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
         seed: what it is drawn with; None for torch's own generator.
+        lr: the factor on the learning rate.
     """
 
     name: str
@@ -46,6 +48,8 @@ class NewParameter:
     seed: int | None = None
     computed: bool = False
     data: tuple[str, ...] = ()
+    stacked: bool = False
+    lr: float = 1.0
 
     @property
     def count(self) -> int:

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Parameter
-from peftc.match.plan import NewParameter, Plan
+from peftc.lang import Bound, Parameter, Section, signature
+from peftc.lang.sizes import WIDEST
+from peftc.match.plan import Application, NewParameter, Plan
+
+WEIGHTED = ("linear", "embedding")
+"""The roles whose sites are uses of a weight of the model."""
 
 
-def shared(bound: Bound, number: int, site: Site, name: str, parameter: Parameter) -> str:
+def tied(sites: Sequence[Site]) -> Mapping[Site, str]:
+    """Sites at which the model uses one weight under several names, with what tells that weight: they are one."""
+    groups: dict[tuple[object, ...], list[Site]] = {}
+    for site in sites:
+        if site.role in WEIGHTED:
+            groups.setdefault((site.role, site.weights["W"], site.rows), []).append(site)
+    return {
+        site: f"tied {site.weights['W']}"
+        for group in groups.values()
+        if len({site.path for site in group}) > 1
+        for site in group
+    }
+
+
+def shared(bound: Bound, number: int, site: Site, name: str, parameter: Parameter, tie: str = "") -> str:
     """What tells a shared tensor apart from others; nothing for one that is a site's own."""
-    where = {"site": None, "layer": f"layer {site.layer}", "model": "model"}[parameter.share]
+    where = {"site": tie, "layer": f"layer {site.layer}", "model": "model"}[parameter.share]
     return f"{bound.label}.{number}.{name} of the {where}" if where else ""
 
 
@@ -26,6 +45,18 @@ def seed(bound: Bound, number: int, site: Site, name: str, parameter: Parameter)
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
 
 
+def widest(section: Section, site: Site, parameter: Parameter, sites: Sequence[Site]) -> dict[str, int]:
+    """The largest size of each axis among the sites that share a parameter with this one, under its name in sizes."""
+    if parameter.share == "site":
+        return {}
+    found: dict[str, int] = {}
+    for other in sites:
+        if parameter.share == "model" or other.layer == site.layer:
+            for axis, size in signature(section, other.role, other.stack).sizes_at(other.sizes).items():
+                found[f"{WIDEST}({axis})"] = max(size, found.get(f"{WIDEST}({axis})", 0))
+    return found
+
+
 def refuse_misfits(plan: Plan) -> None:
     """Raise MatchError if places that share a parameter need it in different shapes."""
     first: dict[str, NewParameter] = {}
@@ -37,3 +68,41 @@ def refuse_misfits(plan: Plan) -> None:
                 detail=tuple(f"{list(each.shape)} at {each.path}" for each in (other, parameter)),
                 hint="choose parts of one size",
             )
+
+
+def shared_edit(application: Application, port: str) -> tuple[str, ...]:
+    """What tells an edit that is one for several names of a weight; nothing for any other."""
+    keys = [each.shared for each in application.parameters]
+    return (
+        (application.site.weights[port], port, str(application.site.rows), *keys)
+        if keys and all(keys)
+        else ()
+    )
+
+
+def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
+    """Each application that changes a weight which is read elsewhere too, and where: as a tied head does a table."""
+    acting: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+    changing = [
+        (application, port, (application.rule, *shared_edit(application, port)))
+        for application in plan.applications
+        for port in plan.section(application).merge
+    ]
+    for application, _, edit in changing:
+        acting.setdefault((application.site.role, application.site.path), set()).add(edit)
+    for application, port, edit in changing:
+        for other in plan.sites:
+            same_edit = len(edit) > 1 and edit in acting.get((other.role, other.path), ())
+            if reads(other, application.site, port) and not same_edit:
+                yield application, other
+                break
+
+
+def reads(other: Site, site: Site, port: str) -> bool:
+    """Whether another site reads what an edit changes of a weight: the same weight, and channels of it that overlap."""
+    one, two = (("linear" if each.role == "head" else each.role, each.path) for each in (other, site))
+    if one == two or other.role == "tensor" or site.weights[port] not in other.weights.values():
+        return False
+    if other.rows is None or site.rows is None:
+        return True
+    return any(a < d and c < b for a, b in site.rows for c, d in other.rows)

@@ -1,4 +1,7 @@
-"""The backend of the rule language that makes fx nodes: what was proved at load is what is put in here."""
+"""The backend of the rule language that makes fx nodes: what was proved at load is what is put in here.
+
+Longer than most files here: one short lowering for each operation that is no torch function.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,19 @@ class AbsentMask:
     key: fx.Node
 
 
+@dataclass(frozen=True)
+class AbsentWeight:
+    """Stands for a weight that a site has not: all one number. Where it changes nothing, nothing is computed."""
+
+    value: float
+    shape: tuple[int, ...]
+    like: Any
+
+    def changes(self, sign: Sign) -> bool:
+        """Whether `x sign self` is another value than x."""
+        return self.value != (0.0 if sign in ("+", "-") else 1.0)
+
+
 class GraphBackend:
     """Adds nodes to a graph at the caller's insertion point.
 
@@ -61,16 +77,34 @@ class GraphBackend:
         """Whether the module trains, as it is when the graph runs."""
         return mode_node(self.graph)
 
+    def held(self, _port: str, node: Any) -> Any:
+        """What stands for the value of a port that a node holds."""
+        return node
+
+    def put_back(self, new: Any, _current: fx.Node) -> Any:
+        """A new value of a result, held as the node is that it takes the place of."""
+        return new
+
+    def present(self, term: Term) -> Term:
+        """The term, its tensor made where it stands for a weight that is absent."""
+        held = term.held
+        if not isinstance(held, AbsentWeight):
+            return term
+        return Term(term.axes, self.make(operations.filled, held.like, held.shape, held.value))
+
     def negate(self, term: Term) -> object:
         """`-term`."""
-        return self.make(operator.neg, term.held)
+        return self.make(operator.neg, self.present(term).held)
 
     def pointwise(self, op: Sign, left: Term, right: Term, axes: Axes) -> object:
         """`left op right`, lined up by name."""
+        if isinstance(right.held, AbsentWeight) and not right.held.changes(op) and left.axes == axes:
+            return left.held
         return self.make(SIGNS[op], self.align(left, axes), self.align(right, axes))
 
     def contract(self, left: Term, right: Term, axes: Axes) -> object:
         """`left @ right`: a linear map where the right side is a matrix with the summed axis last, else an einsum."""
+        left, right = self.present(left), self.present(right)
         summed = left.axes[-1]
         is_matrix = len(right.axes) == 2 and ANY not in right.axes  # `*` stands for any number of axes
         if is_matrix and right.axes[1] == summed and right.axes[0] not in left.axes:
@@ -95,6 +129,7 @@ class GraphBackend:
         self, operation: Operation, terms: tuple[Term, ...], settings: Mapping[str, Constant], axes: Axes
     ) -> object:
         """One operation of the vocabulary: a peftc lowering, or a torch function on the same axes."""
+        terms = tuple(self.present(term) for term in terms)
         space, _, name = operation.lower.rpartition(".")
         if space == "peftc":
             lower: Lowering = getattr(self, f"lower_{name}")
@@ -109,6 +144,7 @@ class GraphBackend:
 
     def align(self, term: Term, axes: Axes) -> Any:
         """What a term holds, permuted and with axes of size 1 put in, to stand against `axes`."""
+        term = self.present(term)
         if term.is_constant or not term.axes or term.axes == axes:
             return term.held
         if ANY in axes and ANY in term.axes and term.axes != axes:
@@ -166,9 +202,24 @@ class GraphBackend:
         """The value as it is: axes are names, not numbers."""
         return terms[0].held
 
-    def lower_cayley(self, terms: Terms, _: Settings, __: Axes) -> object:
-        """The rotation of a square parameter."""
+    def lower_cayley(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """The rotation of a square parameter, or a series that comes near it."""
+        if count := int(settings["terms"]):
+            return self.make(operations.cayley_series, terms[0].held, count)
         return self.make(operations.cayley, terms[0].held)
+
+    def lower_skew(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """A matrix of the numbers above its diagonal."""
+        return self.make(operations.skew, terms[0].held, terms[1].held)
+
+    def lower_dot(self, terms: Terms, settings: Settings, axes: Axes) -> object:
+        """A contraction over any axis."""
+        one, other = terms
+        return (
+            self.contract(one, other, axes)
+            if one.axes[-1] == settings["axis"]
+            else self.einsum(one, other, axes)
+        )
 
     def lower_softmax(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Along an axis, of all or of those that count."""
@@ -194,6 +245,12 @@ class GraphBackend:
         """Two axes as one."""
         outer = terms[0].axes.index(str(settings["outer"])) - len(terms[0].axes)
         return self.make(operations.join_axes, terms[0].held, outer)
+
+    def lower_rows(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Rows of a table by their numbers."""
+        table, ids = terms
+        first = (str(settings["axis"]), *(axis for axis in table.axes if axis != settings["axis"]))
+        return self.make(operations.rows_of, self.align(table, first), ids.held)
 
     def lower_first(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """The first along an axis."""

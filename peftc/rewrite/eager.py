@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from peftc.analyse import Site
 from peftc.graphs import operations
-from peftc.lang import Axes, Rule, Section, Term, signature
+from peftc.lang import ANY, Axes, Rule, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
-from peftc.rewrite.backend import GraphBackend
+from peftc.rewrite.backend import AbsentWeight, GraphBackend
 
 
 class EagerBackend(GraphBackend):
@@ -43,19 +44,42 @@ def weight_terms(
     Args:
         read: gives what stands for the parameter of a path.
     """
-    told = signature(section, site.role)
+    told = signature(section, site.role, site.stack)
     given = {axis: Term((), size) for axis, size in told.sizes_at(site.sizes).items()}
     named = {name for expression in expressions(rule, section).values() for name in expression.names}
-    for port, path in site.weights.items():
-        role_port = ROLES[site.role].ports[port]
-        if port in named and port in told.ports and role_port.kind == "weight":
-            called = dict(zip(role_port.axes, told.ports[port], strict=False))
-            order = site.stored.get(port, role_port.axes)
-            axes = tuple(called[axis] for axis in order) if port in site.stored else told.ports[port]
-            held = Term(axes, own_part(site, read(path), order, backend))
+    for port, role_port in ROLES[site.role].ports.items():
+        if role_port.kind != "weight" or port not in named or port not in told.ports:
+            continue
+        own = told.ports[port]
+        if port in site.weights:
+            weight = laid_out(site, port, read(site.weights[port]), backend)
+            part = own_part(site, weight, site.axes(port), backend)
+            held = Term(stored_axes(section, site, port), part)
             # In the role's order, as when the rule was proved: some operations ask which axis is the last.
-            given[port] = Term(told.ports[port], backend.align(held, told.ports[port]))
+            given[port] = Term(own, backend.align(held, own))
+        elif role_port.neutral is not None:
+            like = read(next(iter(site.weights.values())))
+            shape = tuple(site.sizes[axis] for axis in site.axes(port))
+            given[port] = Term(own, AbsentWeight(role_port.neutral, shape, like))
     return given
+
+
+def stored_axes(section: Section, site: Site, port: str) -> Axes:
+    """What a section calls the axes of a weight, in the order in which they are stored."""
+    told = signature(section, site.role, site.stack).ports[port]
+    own = ROLES[site.role].ports[port].axes
+    called = dict(zip((site.stack, *own) if site.stack else own, told, strict=False))
+    return tuple(called[axis] for axis in site.axes(port)) if port in site.stored else told
+
+
+def laid_out(site: Site, port: str, weight: Any, backend: GraphBackend) -> Any:
+    """A weight with the axes of its port, where it is stored with more or fewer: a kernel is all that it reads."""
+    axes = site.axes(port)
+    if ANY in axes or not site.refolded:
+        return weight
+    return backend.make(
+        torch.reshape, weight, tuple(-1 if axis == "d_out" else site.sizes[axis] for axis in axes)
+    )
 
 
 def own_part(site: Site, weight: Any, order: Axes, backend: GraphBackend) -> Any:

@@ -106,10 +106,10 @@ def term(
     read: Callable[[str], Any],
 ) -> Any:
     """One term at one site."""
-    paths = {parameter.name: parameter.path for parameter in application.parameters}
+    own = {parameter.name: parameter for parameter in application.parameters}
 
-    def parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, read(paths[key]))
+    def parameter(key: str, _: Parameter, __: tuple[int, ...]) -> Term:
+        return Term(own[key].axes, read(own[key].path))
 
     given = weight_terms(bound.rule, section, application.site, read, backend)
     scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
+from torch.nn import functional
 
-from peftc.analyse import Analysis, Located, Port, Use
+from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
-from peftc.lang import Bound, Parameter, Scope, Section, Term, signature
+from peftc.lang import ANY, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, NewParameter, Plan
+from peftc.match.plan import Application, NewParameter, Plan
+from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
-from peftc.rewrite.eager import weight_terms
+from peftc.rewrite.eager import laid_out, own_part, weight_terms
+from peftc.rewrite.forms import backend_for
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -70,12 +74,20 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     """Where a graph has the site of an application: by its id, or for a linear map by its weight."""
     site = application.site
     found = analysis.find(site.id, site.role)
-    if found is not None:
+    if found is not None and own_name(found.site) == own_name(site):
         return found
+    if site.role == "embedding":  # which part it is, a call may tell more or less of
+        for located in analysis.located:
+            same = (located.site.role, located.site.path) == (site.role, site.path)
+            if same and own_name(located.site) == own_name(site):
+                return Located(site, located.uses)
     if site.role == "linear":
         for located in analysis.located:
             if located.site.role == "linear" and located.site.weights["W"] == site.weights["W"]:
-                return Located(site, located.uses)
+                if located.site.rows == site.rows:
+                    return Located(site, located.uses)
+                if all(use.rows == located.site.rows for use in located.uses):  # of a product with all of it
+                    return Located(site, tuple(replace(use, rows=site.rows) for use in located.uses))
     inside = not root or site.path == root or site.path.startswith(f"{root}.")
     if (
         site.role == "attention"
@@ -89,12 +101,23 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     return None
 
 
+def own_name(site: Site) -> str:
+    """What a site's module calls its weight; a tied one has other paths in other programs."""
+    return site.weights.get("W", "").rpartition(".")[2]
+
+
 class Rewriter:
     """Edits one graph. Keeps track of what each result has become, so that rules compose."""
 
     def __init__(self, graph: fx.Graph, moved: Mapping[fx.Node, fx.Node]) -> None:
         self.graph, self.moved = graph, moved
         self.latest: dict[fx.Node, fx.Node] = {}
+        self.products: dict[
+            fx.Node, fx.Node
+        ] = {}  # a product of several parts → the one in which some were renewed
+        self.inputs: dict[
+            tuple[fx.Node, object], Any
+        ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
@@ -108,14 +131,14 @@ class Rewriter:
         anchor = self.moved[use.anchor]
         name = f"{(site.path or 'model').replace('.', '_')}__{application.rule}"
         meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
-        backend = GraphBackend(self.graph, name, meta)
-        told = signature(section, site.role)
+        backend = backend_for(self.graph, name, meta, site, self.form(use))
+        told = signature(section, site.role, site.stack)
         ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
         given: dict[str, Term] = {}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 
-        def new_parameter(key: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-            return Term(declared.named, self.parameter(parameters[key]))
+        def new_parameter(key: str, _: Parameter, __: tuple[int, ...]) -> Term:
+            return Term(parameters[key].axes, self.parameter(parameters[key]))
 
         own_before = set(self.graph.nodes)
         results = [port for port in section.rewrite if ROLES[site.role].ports[port].kind == "result"]
@@ -126,16 +149,38 @@ class Rewriter:
             with self.insertion(ports[group[0]], before):
                 given |= weight_terms(bound.rule, section, site, self.state, backend)
                 for port, at in ports.items():
-                    given[port] = Term(told.ports[port], self.value(port, at, application, backend))
+                    given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
-                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
-                scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
+                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
+                scope = Scope(
+                    bound.rule,
+                    bound.options,
+                    given,
+                    backend,
+                    new_parameter,
+                    section=section,
+                    stack=site.stack,
+                )
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():
-                self.write(port, ports[port], node, application, backend, own)
+                if port == "x" and (use.rows is not None or isinstance(use.form, Convolution)):
+                    self.renew_part(ports, node, site, use, backend)
+                else:
+                    self.write(port, ports[port], node, use, backend, own)
         for key in application.inserted.values():
-            self.insert_bias(ports["y"], parameters[key], application, backend)
+            self.insert_bias(ports["y"], parameters[key], use, backend)
+
+    def form(self, use: Use) -> Form:
+        """How the values of a use are held, in the nodes of this graph."""
+        match use.form:
+            case Convolution(call):
+                return Convolution(self.moved[call])
+            case Gather(call):
+                return Gather(self.moved[call])
+            case Routing(kind, call, by, number):
+                return Routing(kind, self.moved[call], None if by is None else self.moved[by], number)
+        return None
 
     def lined_up(self, term: Term, axes: tuple[str, ...], backend: GraphBackend) -> Any:
         """A term's node in the port's own order of axes."""
@@ -145,29 +190,34 @@ class Rewriter:
         """Where new nodes go: before the consumer of an operand, after the value of a result."""
         if before:
             return self.graph.inserting_before(at.node)
-        current = self.latest.get(at.node, at.node)
+        current = self.current(at)
         # Before the next node, not after this one: nodes then stand in the order in which they are made.
         return self.graph.inserting_before(current.next)
 
-    def value(self, port: str, at: Port, application: Application, backend: GraphBackend) -> Any:
+    def current(self, at: Port) -> fx.Node:
+        """What a result has become."""
+        return self.latest.get(at.node, self.products.get(at.node, at.node))
+
+    def value(self, port: str, at: Port, use: Use, backend: GraphBackend) -> Any:
         """What a port holds now."""
         if at.kind == "result":
-            node = self.latest.get(at.node, at.node)
-            rows = application.site.rows
-            if rows is not None and application.site.role == "linear" and port == "y":
-                return backend.make(operations.take_channels, node, rows)
-            return node
+            node = self.current(at)
+            if use.rows is not None:
+                return backend.make(operations.take_channels, node, use.rows)
+            return backend.held(port, node)
+        if port == "x" and (at.node, use.rows) in self.inputs:
+            return self.inputs[at.node, use.rows]
         source = at.source
         if source is None:
             query, key = at.node.args[0], at.node.args[1]
             assert isinstance(query, fx.Node)
             assert isinstance(key, fx.Node)
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
-        return source
+        return backend.held(port, source)
 
-    def all_tokens(self, given: Mapping[str, Term], ports: Mapping[str, Port], backend: GraphBackend) -> Any:
+    def all_tokens(self, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
         """What says that every token is real, where a call tells nothing of padding."""
-        like = next(given[port].held for port in ("h", "x", "q") if port in ports)
+        like = next(ports[port].source for port in ("h", "x", "q") if port in ports)
         return backend.make(operations.all_tokens, like)
 
     def write(
@@ -175,7 +225,7 @@ class Rewriter:
         port: str,
         at: Port,
         new: Any,
-        application: Application,
+        use: Use,
         backend: GraphBackend,
         own: set[fx.Node],
     ) -> None:
@@ -183,11 +233,13 @@ class Rewriter:
         if isinstance(new, AbsentMask):
             return
         if at.kind == "result":
-            current = self.latest.get(at.node, at.node)
-            rows = application.site.rows
-            if rows is not None and application.site.role == "linear" and port == "y":
+            current = self.current(at)
+            with self.graph.inserting_after(new):
+                new = backend.put_back(new, current)
+            own = own | {new}
+            if use.rows is not None:
                 with self.graph.inserting_after(new):
-                    new = backend.make(operations.put_channels, current, new, rows)
+                    new = backend.make(operations.put_channels, current, new, use.rows)
                 own = own | {new}
             current.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
             self.latest[at.node] = new
@@ -199,16 +251,56 @@ class Rewriter:
             if port == "mask":
                 at.node.update_kwarg("is_causal", False)
 
-    def insert_bias(
-        self, at: Port, parameter: NewParameter, application: Application, backend: GraphBackend
+    def renew_part(
+        self, ports: Mapping[str, Port], new_x: fx.Node, site: Site, use: Use, backend: GraphBackend
     ) -> None:
+        """Give one part of a product of several its own input: its channels are computed anew, the others stay.
+
+        What earlier rules make of the product reads the renewed one, as if the part had a matrix to itself. A
+        convolution is renewed as a whole: what it reads for each place is no value that could be given to it.
+        """
+        at = ports["y"]
+        product = self.products.get(at.node, at.node)
+        before = set(self.graph.nodes)
+        with self.graph.inserting_before(product.next):
+            terms = {}
+            for port, path in site.weights.items():
+                order = site.axes(port)
+                part = own_part(site, laid_out(site, port, self.state(path), backend), order, backend)
+                want = (*([site.stack] if site.stack else []), *ROLES["linear"].ports[port].axes)
+                terms[port] = Term(want, backend.align(Term(order, part), want))
+            renewed = self.product_of(new_x, terms, site, use, backend)
+            if use.rows is None:
+                renewed = backend.put_back(renewed, product)
+            else:
+                renewed = backend.make(operations.put_channels, product, renewed, use.rows)
+        made = {node for node in self.graph.nodes if node not in before}
+        product.replace_all_uses_with(renewed, delete_user_cb=lambda user: user not in made)
+        self.products[at.node] = renewed
+        self.inputs[ports["x"].node, use.rows] = new_x
+
+    def product_of(
+        self, x: fx.Node, terms: Mapping[str, Term], site: Site, use: Use, backend: GraphBackend
+    ) -> Any:
+        """x times a weight, and its bias."""
+        if use.form is None:
+            return backend.make(
+                functional.linear, x, terms["W"].held, terms["b"].held if "b" in terms else None
+            )
+        rows = (ANY, site.stack) if site.stack else (ANY,)
+        y = backend.contract(Term((*rows, "d_in"), x), terms["W"], (*rows, "d_out"))
+        if "b" not in terms:
+            return y
+        return backend.pointwise("+", Term((*rows, "d_out"), y), terms["b"], (*rows, "d_out"))
+
+    def insert_bias(self, at: Port, parameter: NewParameter, use: Use, backend: GraphBackend) -> None:
         """Add a zero parameter to a result, in place of the bias that its site lacks."""
         with self.insertion(at, before=False):
             before = set(self.graph.nodes)
-            held = self.value("y", at, application, backend)
+            held = self.value("y", at, use, backend)
             new = backend.make(operator.add, held, self.parameter(parameter))
         own = {node for node in self.graph.nodes if node not in before}
-        self.write("y", at, new, application, backend, own)
+        self.write("y", at, new, use, backend, own)
 
     def parameter(self, parameter: NewParameter) -> fx.Node:
         """The node that reads a new parameter."""

@@ -3,6 +3,7 @@
 from peftc.runtime.build import build
 from peftc.runtime.compilation import Look, capture_example, carry_out, look, start_from
 from peftc.runtime.compiled import CompiledModule
+from peftc.runtime.groups import param_groups
 from peftc.runtime.twin import pack, twin
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "carry_out",
     "look",
     "pack",
+    "param_groups",
     "start_from",
     "twin",
 ]

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from peftc.match.plan import HOME, NewParameter, Plan
+from peftc.match.plan import NewParameter, Plan
 from peftc.quantised import quantised_in
-from peftc.quantised.weight import home
+from peftc.quantised.weight import HOME, home
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.compiled import CompiledModule, generated_class
 from peftc.runtime.engine import Engine
@@ -116,7 +116,8 @@ def start(tensor: Tensor, parameter: NewParameter) -> None:
     """Fill a tensor by its parameter's law."""
     if tensor.numel():
         with torch.no_grad():
-            PLAIN_LAWS[parameter.law](tensor, parameter.settings)  # type: ignore[no-untyped-call]
+            for own in tensor if parameter.stacked else (tensor,):
+                PLAIN_LAWS[parameter.law](own, parameter.settings)  # type: ignore[no-untyped-call]
 
 
 def nearest(root: nn.Module, path: str) -> Tensor:

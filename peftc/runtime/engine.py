@@ -18,7 +18,7 @@ from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.normalise import for_ones
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.emit import Emitted, Templates, emit
-from peftc.errors import ProgramError
+from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
 from peftc.graphs.verifying import verify
 from peftc.match.plan import Plan
@@ -117,16 +117,19 @@ class Engine:
                 "a call of these sizes has no program yet, and they are not known while it is traced",
                 hint="call the module once with tensors of these sizes before it is traced",
             )
-        for entry in self.programs.get(key, ()):
-            if entry.fits(call.tensors):
-                break
-        else:
-            entry = self.shared(key, call.tensors) or self.capture_for(key, call)
-        if entry.fast is not None and all(
-            bool((call.tensors[position] == 1).all()) for position in entry.ones
-        ):
-            entry = entry.fast
-        return entry.emitted.function(module, *call.tensors)
+        answers: tuple[bool, ...] = ()
+        while True:
+            entry = self.find(key, call.tensors, answers) or self.capture_for(key, call, answers)
+            chosen = entry
+            if entry.fast is not None and all(
+                bool((call.tensors[position] == 1).all()) for position in entry.ones
+            ):
+                chosen = entry.fast
+            try:
+                return chosen.emitted.function(module, *call.tensors)
+            except BranchError as other:
+                given = entry.program.answers[: other.number + 1]
+                answers = (*given[:-1], not given[-1])
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def numbers_for_trace(self, key: Key) -> tuple[int, ...]:
@@ -138,37 +141,57 @@ class Engine:
         entries = self.programs.get(key) or [self.capture(key, example_call(arguments_of(key[3])))]
         return tuple(self.entries.index(entry) for entry in entries)
 
-    def capture_for(self, key: Key, call: Call) -> Entry:
+    def find(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...]) -> Entry | None:
+        """The program of a call whose branches on data begin like `answers`, if it was captured already."""
+        for entry in self.programs.get(key, ()):
+            if entry.fits(tensors) and entry.program.answers[: len(answers)] == answers:
+                return entry
+        return self.shared(key, tensors, answers)
+
+    def capture_for(self, key: Key, call: Call, answers: tuple[bool, ...] = ()) -> Entry:
         """Capture a program that serves a call: general in its sizes if the model's code is.
 
         Code that branches on a size holds on one side of the branch; then the call's own sizes are traced, and
         if nothing else helps, the program is for these alone.
         """
         for own_sizes, exact in ((False, False), (True, False), (True, True)):
-            entry = self.capture(key, example_call(call.arguments, own_sizes=own_sizes), exact=exact)
+            example = example_call(call.arguments, own_sizes=own_sizes)
+            entry = self.capture(key, example, exact=exact, answers=answers)
             if entry.fits(call.tensors):
                 return entry
         raise ProgramError(f"captured for other sizes than those of the call: {entry.program.sizes}")
 
-    def capture(self, key: Key, arguments: Mapping[str, Any], *, exact: bool = False) -> Entry:
-        """Capture the program of a call, put the plan into it, and keep it; `exact`: for these sizes only."""
+    def capture(
+        self,
+        key: Key,
+        arguments: Mapping[str, Any],
+        *,
+        exact: bool = False,
+        answers: tuple[bool, ...] = (),
+    ) -> Entry:
+        """Capture the program of a call, put the plan into it, and keep it.
+
+        Args:
+            exact: for these sizes only.
+            answers: what data says at its first branches.
+        """
         path, enabled = key[0], key[1]
         with self.lock:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
-                    module, arguments, path, exact=exact, settings=self.passes
+                    module, arguments, path, exact=exact, answers=answers, settings=self.passes
                 )
             after = (path, enabled, self.mode(path, module), key[3])
             # A first call may write to the config: then both states have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
-    def shared(self, key: Key, tensors: Sequence[Tensor]) -> Entry | None:
+    def shared(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...] = ()) -> Entry | None:
         """The entry of a call whose program was captured already, with the adapters in the other state."""
         path, enabled, mode, call = key
         with self.lock:
             for other in self.programs.get((path, not enabled, mode, call), ()):
-                if other.fits(tensors):
+                if other.fits(tensors) and other.program.answers[: len(answers)] == answers:
                     return self.share(key, other)
         return None
 

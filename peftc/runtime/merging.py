@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.errors import MergeError
 from peftc.graphs import operations
-from peftc.lang import Parameter, Scope, Term, signature
+from peftc.lang import Parameter, Scope, Term
 from peftc.lang.roles import ROLES
-from peftc.match.plan import HOME, Application, Plan
+from peftc.match.plan import Application, Plan
+from peftc.match.sharing import leaks, shared_edit
 from peftc.quantised import QuantisedWeight, as_loaded, quantised_in, unpacked, weight_at
-from peftc.rewrite.eager import EagerBackend, weight_terms
+from peftc.quantised.weight import HOME
+from peftc.rewrite.backend import AbsentWeight
+from peftc.rewrite.eager import EagerBackend, stored_axes, weight_terms
 from peftc.rewrite.rewriting import original_path
 from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
+from peftc.runtime.merge_order import merge_order
 from peftc.runtime.starting import wide
 from peftc.runtime.twin import remember_loading
 
@@ -42,7 +46,7 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
     Sums are taken in single precision at least, and rounded once.
 
     Raises:
-        MergeError: a rule of the plan is no change of weights; names it.
+        MergeError: a rule of the plan is no change of weights, or one would change another site's too; names it.
     """
     if kept := unmergeable(plan):
         raise MergeError(
@@ -50,21 +54,60 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
             hint="; ".join(f"{label} stays beside the model" for label in kept),
         )
     changed: Weights = {path: weight_at(root, path).detach() for path in plan.trained}
+    for application, other in leaks(plan):
+        raise MergeError(
+            f"{application.rule} cannot be merged at {application.site.id}: {other.id} reads the same weight, and would "
+            "change with it",
+            hint="untie the model's weights before it is compiled; or leave the adapter beside it",
+        )
+    done: set[tuple[str, ...]] = set()
     with torch.no_grad():
-        for application in plan.applications:
-            for port in plan.section(application).merge:
+        for application in merge_order(plan):
+            ports = plan.section(application).merge
+            parts = {port: edited(root, plan, application, port, changed) for port in ports}
+            for port, part in parts.items():
+                if port not in application.site.weights:
+                    put_in_absent(root, part, application, port, changed)
+                    continue
                 path = application.site.weights[port]
+                key = shared_edit(application, port)
+                if key in done:
+                    continue
+                done |= {key} if key else set()
                 held = changed.get(path, weight_at(root, path).detach())
-                changed[path] = with_part(
-                    held, edited(root, plan, application, port, changed), application, port
-                )
+                changed[path] = with_part(held, part, application, port)
             for port, name in application.inserted.items():
                 path = next(each.path for each in application.parameters if each.name == name)
-                bias_path = f"{application.site.path}.{'bias' if port == 'b' else port}"
-                changed[bias_path] = with_bias(
-                    root, changed.get(bias_path), weight_at(root, path), application
-                )
+                bias_path = absent_path(application, port)
+                before = changed.get(bias_path)
+                own = weight_at(root, path) + (0 if before is None else own_part_of(before, application))
+                changed[bias_path] = with_bias(root, before, own, application)
     return changed
+
+
+def absent_path(application: Application, port: str) -> str:
+    """Where a weight that a site lacks would be."""
+    return f"{application.site.path}.{'bias' if port == 'b' else port}"
+
+
+def own_part_of(bias: Tensor, application: Application) -> Tensor:
+    """A site's own part of a bias."""
+    rows = application.site.rows
+    return bias if rows is None else operations.take_channels(bias, rows)
+
+
+def put_in_absent(
+    root: nn.Module, part: Tensor, application: Application, port: str, changed: Weights
+) -> None:
+    """Merge into a weight that a site lacks; what comes to its neutral number again needs no place.
+
+    Raises:
+        MergeError: the module has no place for the weight.
+    """
+    path = absent_path(application, port)
+    neutral = ROLES[application.site.role].ports[port].neutral
+    if path in changed or not torch.equal(part, torch.full_like(part, neutral or 0.0)):
+        changed[path] = with_bias(root, changed.get(path), part, application)
 
 
 def edited(
@@ -73,25 +116,21 @@ def edited(
     """What a section's merge makes of one weight at a site: the site's own part, in the order it is stored in."""
     bound, section, site = plan.bound(application.rule), plan.section(application), application.site
     backend = EagerBackend()
-    paths = {each.name: each.path for each in application.parameters}
+    named = {each.name: each for each in application.parameters}
 
     def read(path: str) -> Tensor:
         return wide(changed[path] if path in changed else weight_at(root, path))
 
-    def parameter(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-        return Term(declared.named, wide(weight_at(root, paths[name])))
+    def parameter(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
+        return Term(named[name].axes, wide(weight_at(root, named[name].path)))
 
     given = weight_terms(bound.rule, section, site, read, backend)
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
-    own = signature(section, site.role).ports[port]
-    role_axes = ROLES[site.role].ports[port].axes
-    called = dict(zip(role_axes, own, strict=False))
-    order = (
-        tuple(called.get(axis, axis) for axis in site.stored.get(port, role_axes))
-        if port in site.stored
-        else own
-    )
-    result = backend.align(scope.merge(port), order)
+    for absent, term in given.items():
+        if isinstance(term.held, AbsentWeight) and absent_path(application, absent) in changed:
+            put_in = own_part_of(changed[absent_path(application, absent)], application)
+            given[absent] = Term(term.axes, wide(put_in).reshape(term.held.shape))
+    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section, stack=site.stack)
+    result = backend.align(scope.merge(port), stored_axes(section, site, port))
     assert isinstance(result, Tensor)
     return result
 
@@ -101,8 +140,7 @@ def with_part(held: Tensor, part: Tensor, application: Application, port: str) -
     site = application.site
     if site.rows is None:
         return part.to(held.dtype).reshape(held.shape)
-    order = site.stored.get(port, ROLES[site.role].ports[port].axes)
-    axis = order.index("d_out")
+    axis = site.axes(port).index("d_out")
     whole = held.clone()
     taken = 0
     for start, stop in site.rows:
@@ -119,15 +157,14 @@ def with_bias(root: nn.Module, held: Tensor | None, bias: Tensor, application: A
         raise MergeError(
             f"{application.rule} cannot be merged at {site.id}: {type(module).__name__} has no place for a bias"
         )
-    whole = held
-    if whole is None:
-        width = weight_at(root, site.weights["W"]).shape[
-            site.stored.get("W", ROLES[site.role].ports["W"].axes).index("d_out")
-        ]
-        whole = torch.zeros(width, dtype=bias.dtype, device=bias.device)
+    weight = weight_at(root, site.weights["W"])
+    bias = bias.detach().to(weight.dtype, copy=True).reshape(-1)
     if site.rows is None:
-        return bias.detach().clone()
-    return operations.put_channels(whole, bias.detach(), site.rows)
+        return bias
+    if held is None:
+        width = weight.shape[site.axes("W").index("d_out")]
+        held = torch.zeros(width, dtype=bias.dtype, device=bias.device)
+    return operations.put_channels(held, bias, site.rows)
 
 
 def plain_model(

@@ -49,21 +49,24 @@ class Starting:
         """
         bound, section = self.plan.bound(application.rule), self.plan.section(application)
         site, backend = application.site, EagerBackend()
-        told = signature(section, site.role)
+        told = signature(section, site.role, site.stack)
         given = weight_terms(
             bound.rule, section, site, lambda path: wide(weight_at(self.root, path)), backend
         )
         for port, tensor in self.recorded.get((site.role, site.id), {}).items():
             given[port] = Term(told.ports[port], wide(tensor))
-        paths = {each.name: each.path for each in application.parameters}
+        own = {each.name: each for each in application.parameters}
 
-        def read(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
-            return Term(declared.named, wide(made[paths[name]]))
+        def read(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
+            return Term(own[name].axes, wide(made[own[name].path]))
 
-        scope = Scope(bound.rule, bound.options, given, backend, read, section=section)
+        scope = Scope(bound.rule, bound.options, given, backend, read, section=section, stack=site.stack)
         try:
             with torch.no_grad():
-                tensor = backend.align(scope.initial(parameter.name), parameter.axes)
+                term = scope.initial(parameter.name)
+                tensor = backend.align(term, parameter.axes)
+                if parameter.stacked and site.stack not in term.axes:
+                    tensor = tensor.expand(parameter.shape)
         except (
             RuntimeError
         ) as error:  # an axis shorter than what is taken of it, a matrix without a decomposition
@@ -76,7 +79,8 @@ class Starting:
                 f"but is {list(parameter.shape)} at {site.id}",
                 hint=HINT if parameter.data else None,
             )
-        return tensor.clone()
+        # In the order in which a saved one is read again: products round differently over other strides.
+        return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def wide(tensor: Tensor) -> Tensor:

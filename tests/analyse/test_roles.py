@@ -249,13 +249,16 @@ def test_parts_that_a_model_has_not_are_refused() -> None:
 class Capped(nn.Module):
     """Scores over a vocabulary, scaled or capped by a tanh between a quotient and a product; or only bent by one."""
 
+    shift: Tensor
+
     def __init__(self, bend: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.register_buffer("shift", torch.zeros(1, 50))
         self.table, self.inner, self.out = nn.Embedding(50, D), nn.Linear(D, D), nn.Linear(D, 50)
         self.bend = bend
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.bend(self.out(torch.relu(self.inner(self.table(ids)))))
+        return self.bend(self.out(torch.relu(self.inner(self.table(ids)))) + self.shift)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ class Capped(nn.Module):
     ],
     ids=["scaled", "capped", "bent", "bent and scaled"],
 )
-def test_a_head_may_be_scaled_and_capped(bend: Callable[[Tensor], Tensor], part: str) -> None:
+def test_a_head_may_be_shifted_scaled_and_capped(bend: Callable[[Tensor], Tensor], part: str) -> None:
     found = parts(analysed(Capped(bend), ids=tokens()))
     assert found["out"] == part
     assert found["inner"] == "other"

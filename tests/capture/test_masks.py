@@ -263,3 +263,30 @@ def test_a_mask_that_is_an_input_is_kept() -> None:
     (core,) = calls(program, "scaled_dot_product_attention")
     assert core.kwargs["attn_mask"] is not None
     assert torch.equal(run(program, module, x, mask), module(x, mask))
+
+
+class InRows(nn.Module):
+    """Reads eight rows of x [rows 1 seq width] as one example each, under a causal mask or one of a window."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[2]
+        grouped = x.reshape(-1, 8, length, x.shape[3])
+        mask = self.mask(length).expand(grouped.shape[0], 1, length, length)
+        attended = nn.functional.scaled_dot_product_attention(grouped, grouped, grouped, attn_mask=mask)
+        return attended.reshape(x.shape)
+
+
+@pytest.mark.parametrize(("mask", "folded"), [(causal, True), (window, False)])
+def test_a_mask_is_told_at_a_batch_that_leaves_something_of_it(mask: Mask, folded: bool) -> None:
+    torch.manual_seed(0)
+    module = InRows(mask)
+    program = captured(module, x=torch.randn(16, 1, 6, 4))
+    (attention,) = calls(program, "scaled_dot_product_attention")
+    assert attention.kwargs["is_causal"] is folded
+    for rows, length in ((8, 9), (24, 3)):
+        x = torch.randn(rows, 1, length, 4)
+        assert torch.allclose(run(program, module, x), module(x), atol=1e-6)

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 import peftc
-from peftc.certificate import properties
+from peftc.certificate import properties, visibility
 from peftc.certificate.subject import Subject, examined
 from peftc.errors import CaptureError
 from peftc.graphs.reading import is_attention, is_call
@@ -110,9 +110,29 @@ def test_a_mask_that_is_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch) -> 
             mask.meta = dict(node.meta)
             node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
 
-    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.visibility)
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), visibility.visibility)
     assert finding.verdict == "fail"
     assert "output 0 sees token 1" in finding.detail
+
+
+def test_a_prefix_that_some_token_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named(peftc.compile(llama(), ["prefix:3"]), visibility.keys_in_front).verdict == "pass"
+
+    def hidden(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(3)
+        seen[2, :3] = False
+        return seen
+
+    def mend(graph: fx.Graph) -> None:
+        node = [each for each in graph.nodes if is_attention(each)][-1]
+        with graph.inserting_before(node):
+            mask = graph.call_function(hidden, node.args[:2])
+        mask.meta = dict(node.meta)
+        node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
+
+    finding = named(broken(monkeypatch, mend, ["prefix:3"]), visibility.keys_in_front)
+    assert finding.verdict == "fail"
+    assert "2 of 16 outputs do not see those of model.layers.1.self_attn" in finding.detail
 
 
 def test_a_detached_branch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ def test_train_then_predict(settings: Settings, quiet: Console) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["lora:q,v", "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)", "adapter_drop:8(most=2)"]
+    "rule",
+    ["lora:q,v(lr_ratio=4)", "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)", "adapter_drop:8(most=2)"],
 )
 def test_a_resumed_run_ends_in_the_same_bits(
     rule: str, settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +103,27 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+
+
+def test_rules_give_learning_rates(
+    settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.optim.Optimizer] = []
+    make_of: Any = AdapterTrainer.create_optimizer
+
+    def kept(self: AdapterTrainer, *arguments: Any) -> torch.optim.Optimizer:
+        made.append(make_of(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(AdapterTrainer, "create_optimizer", kept)
+    finetune(replace(settings, rules=("lora:q,v(lr_ratio=8)",), max_steps=2, weight_decay=0.1), quiet)
+    groups = made[0].param_groups
+    assert {(group["initial_lr"], group["weight_decay"]) for group in groups} == {
+        (0.01, 0.1),
+        (0.08, 0.1),
+        (0.01, 0.0),
+    }
+    assert all(group["lr"] == pytest.approx(group["initial_lr"] * groups[0]["lr"] / 0.01) for group in groups)
 
 
 def test_parameters_can_start_from_the_data(settings: Settings, quiet: Console, tmp_path: Path) -> None:

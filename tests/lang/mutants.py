@@ -22,7 +22,7 @@ TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|\d+(?:\.\d+)?|[<>=!]=|[-+*/@<>]")
 OPERATORS = ("+", "-", "*", "/", "@")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 OPERAND = r"[A-Za-z_][A-Za-z0-9_]*"
-SIZES = {"d_in": 5, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
+SIZES = {"d_in": 12, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
          "keys": 3, "queries": 3, "batch": 2, "seq": 3}  # fmt: skip
 
 
@@ -120,13 +120,15 @@ def surface(rule: Rule) -> str:
         lines.append(f"  option {name} = {option.default!r}, {limits}")
     for section in rule.sections:
         roles = ", ".join(sorted(section.match.role))
-        lines.append(f"  at {roles}: {', '.join(sorted(section.match.part)) or 'every part'}")
+        parts = ", ".join(sorted(section.match.part)) or "every part"
+        lines.append(f"  at {roles}: {parts}{' if asked' if section.asked else ''}")
         lines += [
             f"    train {port} {train.insert or ''}".rstrip() for port, train in sorted(section.train.items())
         ]
         lines += [
             f"    {name} [{made.axes}] {made.init} {made.dtype} "
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
+            + (f", learning rate times {made.lr}" if made.lr != 1.0 else "")
             for name, made in sorted(section.parameters.items())
         ]
         for port, kept in sorted(section.quantise.items()):
@@ -161,7 +163,7 @@ def _seeded(*names: object) -> torch.Generator:
 
 
 def numbers(rule: Rule) -> dict[str, Any]:
-    """What a rule computes, with each choice of its options: new values, merges, laws, and where it is off."""
+    """What a rule computes, with each choice of its options: new values, merges, first values, laws, where it is off."""
     return {
         f"{options} {number} {role}": _at(rule, section, role, options)
         for options in _settings(rule)
@@ -200,13 +202,17 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
         return Term(parameter.named, torch.randn(shape, generator=_seeded(name)))
 
     given: dict[str, Term] = {
-        port: Term(axes, torch.randn(_shape(role, port, len(axes)), generator=_seeded(port)))
-        for port, axes in said.ports.items()
+        port: Term(axes, _drawn(_shape(role, port, len(axes)), port)) for port, axes in said.ports.items()
     }
     given |= {axis: Term((), size) for axis, size in sizes.items()}
     scope = Scope(rule, options, given, Eager(training=True), new_parameter, section=section)
     edits = {f"{port} =": _held(scope.rewrite(port), given[port].axes) for port in sorted(section.rewrite)}
     merges = {f"{port} merged": _held(scope.merge(port), given[port].axes) for port in sorted(section.merge)}
+    starts = {
+        f"{name} starts": _held(scope.initial(name), section.parameters[name].named)
+        for name, parameter in sorted(section.parameters.items())
+        if parameter.initial.expression is not None
+    }
     losses = {f"loss {name}": scope.loss(name).held for name in sorted(section.loss)}
     fixed = [axis for axis in sizes if axis not in said.moving]
     left_out = [
@@ -215,7 +221,13 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
         if len(fixed) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
-    return {**edits, **merges, **losses, "parameters": made, "sites": left_out, "trained": trained}
+    return {**edits, **merges, **starts, **losses, "parameters": made, "sites": left_out, "trained": trained}
+
+
+def _drawn(shape: tuple[int, ...], port: str) -> Tensor:
+    """A value for a port: ids are whole numbers, of rows that every table here has."""
+    drawn = torch.randn(shape, generator=_seeded(port))
+    return (100 * drawn).long().abs() % min(SIZES.values()) if port == "ids" else drawn
 
 
 def _shape(role: str, port: str, count: int) -> tuple[int, ...]:

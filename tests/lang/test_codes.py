@@ -11,7 +11,9 @@ from peftc.lang import CODES, Library, check, default_library, read_text
 from tests.lang.test_define import CASES as FRAGMENTS
 from tests.lang.test_use import CASES as COMPOSITES
 
-LORA = (default_library().folders[0] / "lora.toml").read_text()
+LORA = (
+    (default_library().folders[0] / "lora.toml").read_text().partition("\n[[also]]")[0]
+)  # its first section
 PREFIX = (default_library().folders[0] / "prefix.toml").read_text()
 BITFIT = (default_library().folders[0] / "bitfit.toml").read_text()
 
@@ -24,6 +26,7 @@ def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
 
 SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
+PISSA = (default_library().folders[0] / "pissa.toml").read_text()
 ADALORA = (default_library().folders[0] / "adalora.toml").read_text()
 NF4 = (default_library().folders[0] / "nf4.toml").read_text()
 PARTS = 'part   = ["q", "k", "v", "o", "gate", "up", "down", "other"]\n'
@@ -99,7 +102,7 @@ CASES = [
     case("R011", LORA, ('"kaiming_uniform"', '"normal(0.02)"')),
     case("R011", LORA, ('"kaiming_uniform"', '"normal(std=rank+1)"')),
     case("R020", LORA, ("A = {", "x = {")),
-    case("R020", LORA, ("drop  =", "layers =")),
+    case("R020", LORA, ("drop     =", "layers =")),
     case("R020", LORA, ("scale =", "a__b =")),
     case("R021", LORA, ("min = 1, ", "min = 1, max = 0, ")),
     case("R021", BITFIT, ('default = "auto"', 'default = "auto", min = 1')),
@@ -108,7 +111,7 @@ CASES = [
     case("R024", LORA, ('["q", "v"]', '["decoder.query"]')),
     case("R031", PREFIX, ('k_prefix = "P_k"', 'k_prefix = "concat(P_k, P_k, axis=\'heads\')"')),
     case("R031", LORA, (SCALE, 'scale = "alpha / \'rank\'"')),
-    case("R020", LORA, ("drop  =", "d_in  =")),
+    case("R020", LORA, ("drop     =", "d_in  =")),
     case("R020", LORA, ("A = {", "lambda = {")),
     case("R021", LORA, ("min = 1, ", "min = 9, ")),
     case("R021", BITFIT, ('default = "auto"', 'default = "sometimes"')),
@@ -164,6 +167,13 @@ CASES = [
     case("R060", LORA, ('init = "kaiming_uniform"', 'init = "svd_vh(W, rank)", share = "model"')),
     case("R060", LORA, ('init = "kaiming_uniform"', 'init = "svd_vh(W, rank)", seed = 3')),
     case("R060", PREFIX, ('init = "normal(std=0.02)"', 'init = "sum(sum(mask, axis=\'batch\'), axis=\'queries\')"')),
+    case("R005", LORA, ('lr = "lr_ratio"', "lr = -1")),
+    case("R061", LORA, ('lr = "lr_ratio"', 'lr = "lr_rato"')),
+    case("R061", LORA, ("default = 1.0,  min = 0, ", "default = 1.0, ")),
+    case("R061", LORA, ('lr = "lr_ratio"', 'lr = "lr_ratio", trainable = false')),
+    case("R032", LORA, ('"rank d_in"', '"rank d_in=widest(d_in)"')),
+    case("R010", LORA, ('"rank d_in"', '"rank d_in=smallest(d_in)"')),
+    case("R010", PISSA, ('A0 = { axes = "rank d_in"', 'A0 = { axes = "rank rank"')),
     case("R003", ADALORA, ("weight =", "wieght =")),
     case("R003", ADALORA, ("settings  ", "stetings  ")),
     case("R004", ADALORA, ('policy     = "rank_budget"\n', "")),

@@ -26,7 +26,8 @@ UNSEEN: dict[str, Callable[[Mutant], bool]] = {
         mutant.kind == "swap" and '", "' in mutant.old
     ),
     "a sum or a product is the same from both sides": lambda mutant: (
-        mutant.kind == "swap" and re.search(r" [+*@] ", mutant.old) is not None
+        mutant.kind == "swap"
+        and (re.search(r" [+*@] ", mutant.old) is not None or f"dot({mutant.old}, axis" in mutant.whole)
     ),
     "a binding stands for what it is bound to, until another rule binds it anew": lambda mutant: (
         mutant.kind == "name" and {mutant.old, mutant.new} == {"source", "y"}

@@ -50,7 +50,7 @@ def test_a_part_that_no_site_has_is_refused_even_when_another_matched(bert: nn.M
     with pytest.raises(UnknownPartError) as caught:
         peftc.plan(bert, ["lora:q,gate"])
     assert "this model has no part 'gate'" in str(caught.value)
-    assert "down, head, k, o, other, q, up, v" in str(caught.value)
+    assert "down, embedding, head, k, o, other, position, q, table, up, v" in str(caught.value)
 
 
 def test_a_rule_that_matches_nothing_shows_why_and_the_nearest(bert: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -24,17 +25,24 @@ AXES = {
     "u": "batch k d",
     "p": "f g",
     "r": "batch f g",
+    "i": "batch n",
+    "t": "batch z",
 }
 
 
 def values() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2}
+    sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2, "n": 3, "z": 6}
     made = {
         name: torch.randn([sizes[axis] for axis in axes.split()], generator=generator, dtype=torch.float64)
         for name, axes in AXES.items()
     }
-    return {**made, "m": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), "s": torch.tensor([0, 1, 0, 1, 1])}
+    return {
+        **made,
+        "m": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]),
+        "s": torch.tensor([0, 1, 0, 1, 1]),
+        "i": torch.tensor([[2, 0, 1], [1, 1, 2]]),
+    }
 
 
 def run(text: str) -> tuple[Tensor, str]:
@@ -52,6 +60,20 @@ def run(text: str) -> tuple[Tensor, str]:
 def rotation(q: Tensor) -> Tensor:
     skew = (q - q.T) / 2
     return torch.inverse(torch.eye(4, dtype=q.dtype) - skew) @ (torch.eye(4, dtype=q.dtype) + skew)
+
+
+def filled(t: Tensor) -> Tensor:
+    """[2 4 4] of t [2 6]."""
+    made = torch.zeros(2, 4, 4, dtype=t.dtype)
+    for place, (row, column) in enumerate(itertools.combinations(range(4), 2)):
+        made[:, row, column], made[:, column, row] = t[:, place], -t[:, place]
+    return made
+
+
+def series(q: Tensor) -> Tensor:
+    """(1 + S)(1 + S + S² + S³): the inverse of 1 − S in four terms."""
+    skew, one = (q - q.T) / 2, torch.eye(4, dtype=q.dtype)
+    return (one + skew) @ (one + skew + skew @ skew + skew @ skew @ skew)
 
 
 def gram_schmidt(w: Tensor, **_: Tensor) -> Tensor:
@@ -105,6 +127,14 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("layer_norm(x, axis='d')", "batch seq d", lambda x, **_: functional.layer_norm(x, [4])),
     ("rms_norm(x, axis='d')", "batch seq d", lambda x, **_: x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()),
     ("cayley(q)", "d other", lambda q, **_: rotation(q)),
+    ("cayley(q, terms=5)", "d other", lambda q, **_: series(q)),
+    ("cayley(q, terms=1)", "d other", lambda q, **_: torch.eye(4, dtype=q.dtype)),
+    ("skew(t, 4, rows='i', columns='j')", "batch i j", lambda t, **_: filled(t)),
+    ("dot(x, w, axis='d')", "batch seq e", lambda x, w, **_: x @ w),
+    ("dot(w, q, axis='d')", "e other", lambda w, q, **_: w.T @ q),
+    ("dot(u, x, axis='batch')", "k d seq", lambda u, x, **_: torch.einsum("bkd,bsd->kds", u, x)),
+    ("x * pairs(4) + sqrt(9) - square(abs(-2)) / exp(log(2))", "batch seq d", lambda x, **_: x * 6 + 3 - 2),
+    ("x / divisor(24, 10) + x / divisor(24, 3)", "batch seq d", lambda x, **_: x / 4 + x / 3),
     ("rename(x @ cayley(q), axis='other', to='d')", "batch seq d", lambda x, q, **_: x @ rotation(q)),
     ("u @ rename(u, axis='k', to='l')", "batch k l", lambda u, **_: u @ u.mT),
     ("kron(w, p, rows='m', columns='n')", "m n", lambda w, p, **_: torch.kron(w, p)),
@@ -115,6 +145,8 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("join(u, outer='k', inner='d', to='f')", "batch f", lambda u, **_: torch.cat([u[:, 0], u[:, 1]], -1)),
     ("join(split(x, 2, axis='d', outer='o', inner='i'), outer='o', inner='i', to='d')", "batch seq d", lambda x, **_: x),
     ("first(x, 2, axis='seq')", "batch seq d", lambda x, **_: x[:, :2]),
+    ("rows(w, i, axis='e')", "batch n d", lambda w, i, **_: functional.embedding(i, w.T)),
+    ("rows(p, i, axis='f') @ p", "batch n f", lambda p, i, **_: functional.embedding(i, p) @ p.T),
     ("gram(w, axis='e', to='f')", "e f", lambda w, **_: w.T @ w),
     ("gram(x, axis='d', to='f')", "d f", lambda x, **_: x.flatten(0, 1).T @ x.flatten(0, 1)),
     ("q + identity_like(q)", "d other", lambda q, **_: q + torch.eye(4, dtype=q.dtype)),
@@ -183,8 +215,20 @@ def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
         ("split(x, 1.5, axis='d', outer='o', inner='i')", "1.5 is no whole number above 0"),
         ("join(x, outer='d', inner='seq', to='f')", "'seq' does not stand right behind 'd'"),
         ("masked(w, x)", "[d e] has no batch, seq"),
+        ("rows(w, i, axis='g')", "[d e] has no axis 'g'"),
+        ("rows(w, x, axis='e')", "[d e] and the ids [batch seq d] both have d"),
+        ("rows(2, i, axis='e')", "rows takes a value as x, not a constant"),
         ("orthogonal(v)", "[d] has no two last axes with names"),
         ("gram(x, axis='d', to='seq')", "'seq' is there already"),
+        ("dot(x, p, axis='d')", "[f g] has no axis 'd'"),
+        ("dot(w, x, axis='seq')", "[d e] has no axis 'seq'"),
+        ("skew(t, 4, rows='batch', columns='j')", "'batch' is there already"),
+        ("skew(t, v, rows='i', columns='j')", "skew takes a number as size, not [d]"),
+        ("x * sqrt(-1)", "cannot be computed"),
+        ("x * exp(1000)", "cannot be computed"),
+        ("x * sqrt('d')", "sqrt takes a value or a number as x, not a text"),
+        ("x * pairs(x)", "pairs takes a number as count, not [batch seq d]"),
+        ("x * divisor(9)", "divisor takes 2 values without a name, not 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(text: str, said: str) -> None:

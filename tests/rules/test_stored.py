@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import peftc
-from peftc.lang import read_text
 from tests.models import randomise
 from tests.runtime.test_starting import DORA, PISSA
 
@@ -100,7 +99,7 @@ def test_lora_on_q_and_v_trains_these_channels_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", MAKE)
 def test_the_length_of_a_weight_is_that_of_its_own_channels(kind: str) -> None:
     model = MAKE[kind]()
-    compiled: Any = peftc.compile(model, read_text(DORA, "dora.toml"), defaults=False)
+    compiled: Any = peftc.compile(model, DORA, defaults=False)
     for application in compiled.peftc_plan.applications:
         held = {each.name: compiled.get_parameter(each.path) for each in application.parameters}
         weight = model.get_parameter(application.site.weights["W"]).detach()
@@ -122,7 +121,7 @@ def test_the_length_of_a_weight_is_that_of_its_own_channels(kind: str) -> None:
 @pytest.mark.parametrize("kind", MAKE)
 def test_singular_vectors_are_those_of_the_turned_matrix(kind: str) -> None:
     model = MAKE[kind]()
-    compiled: Any = peftc.compile(model, read_text(PISSA, "pissa.toml"), defaults=False)
+    compiled: Any = peftc.compile(model, PISSA, defaults=False)
     assert torch.allclose(compiled(IDS).logits, model(IDS).logits, atol=1e-5)
     application = compiled.peftc_plan.applications[0]
     held = {each.name: compiled.get_parameter(each.path) for each in application.parameters}

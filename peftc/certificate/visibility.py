@@ -1,0 +1,99 @@
+"""Which outputs depend on which tokens, and on which keys that rules put in front of others: told by changing them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.subject import Arguments, Subject, main_output, run
+from peftc.lang import Section, signature
+from peftc.match.plan import Application
+
+LENGTH = 8
+"""Tokens: few, so that windows of those who look back a little only hide nothing."""
+
+
+def given_text(subject: Subject) -> str | None:
+    """Name of the argument whose tokens the outputs stand for; None where there is none."""
+    key = "decoder_input_ids" if "decoder_input_ids" in subject.arguments else "input_ids"
+    ids = subject.arguments.get(key)
+    return key if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] > 1 else None
+
+
+def visibility(subject: Subject) -> Finding:
+    """With adapters on, no output depends on a token on which it does not depend in the model."""
+    name = "visibility"
+    key = given_text(subject)
+    if key is None:
+        return none(name, "the call has no token ids")
+    length = min(int(subject.arguments[key].shape[1]), LENGTH)
+    base = subject.of_size(length + 1, length)
+    row = base[key][:1].expand(length + 1, -1).clone()
+    for position in range(length):
+        row[position + 1, position] = (row[position + 1, position] + 1) % subject.words
+    arguments = {
+        n: (v[:1].expand_as(v) if isinstance(v, Tensor) and v.dim() else v) for n, v in base.items()
+    } | {key: row}
+    with torch.no_grad():
+        plain, ours = main_output(subject.plain(**arguments)), main_output(subject.compiled(**arguments))
+    if plain.dim() < 3 or plain.shape[1] != length:
+        return none(name, "the output has no place for each token")
+    allowed = depends(plain)
+    seen = depends(ours)
+    leaks = seen & ~allowed
+    count = int(leaks.sum())
+    detail = f"{int(allowed.sum())} of {allowed.numel()} pairs of output and token depend in the model"
+    if count:
+        token, output = (int(each) for each in leaks.nonzero()[0])
+        detail = f"output {output} sees token {token}, which the model hides from it"
+    return within(name, float(count), 0.0, detail)
+
+
+def depends(outputs: Tensor) -> Tensor:
+    """[token output]: whether an output differs from the first row's where one token differs."""
+    return (outputs[1:] - outputs[:1]).abs().flatten(2).amax(-1) > 1e-6 * outputs.abs().max()
+
+
+def keys_in_front(subject: Subject) -> Finding:
+    """Keys that a rule puts in front of an attention's own are seen from every token."""
+    name = "keys in front"
+    found = [(a, paths) for a in subject.plan.applications if (paths := paths_of_keys(subject, a))]
+    if not found:
+        return none(name, "no rule puts keys in front of others")
+    arguments = short_call(subject)
+    base = run(subject.compiled, arguments)
+    by_token = base.dim() > 2
+    unseen, where = 0, ""
+    for application, paths in found:
+        tensors = [subject.compiled.get_parameter(path) for path in paths]
+        before = [tensor.detach().clone() for tensor in tensors]
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.mul_(-2).add_(0.5)
+            moved = (run(subject.compiled, arguments) - base).abs()
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        outputs = moved.flatten(2).amax(-1) if by_token else moved.flatten(1).amax(-1)
+        dark = int((outputs <= 1e-6 * base.abs().max()).sum())
+        if dark:
+            where = (
+                where or f"; {dark} of {outputs.numel()} outputs do not see those of {application.site.id}"
+            )
+        unseen += dark
+    return within(name, float(unseen), 0.0, f"keys of {len(found)} attentions, from every output" + where)
+
+
+def paths_of_keys(subject: Subject, application: Application) -> list[str]:
+    """Parameters of an application that have the axis of an attention's keys."""
+    if application.site.role != "attention":
+        return []
+    section: Section = subject.plan.section(application)
+    called = signature(section, "attention").ports["k"][2]
+    laid = {name for name, declared in section.parameters.items() if called in declared.named}
+    return [each.path for each in application.parameters if each.name in laid]
+
+
+def short_call(subject: Subject) -> Arguments:
+    """The call with few tokens, where it has any."""
+    return subject.of_size(2, LENGTH) if given_text(subject) else subject.arguments

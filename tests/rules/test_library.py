@@ -1,0 +1,76 @@
+"""Every rule of the library by being there: how it starts, what trains, the way back from a folder, and merging."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import peftc
+from peftc.lang import default_library
+from peftc.runtime.merging import unmergeable
+from tests.models import bert, padding, randomise, tokens
+
+NAMES = default_library().names()
+OPTIONS = {
+    "adalora": "(rank=4, target=2)",
+    "oft": "(block=4)",
+}
+"""Where the defaults do not fit a tiny model."""
+OTHER_AT_START = {
+    "prefix": "its keys are drawn at random",
+    "mam": "it has a prefix",
+    "unipelt": "it has a prefix, and gates of it",
+    "houlsby": "both maps of its bottlenecks are drawn at random, near 0",
+}
+"""Rules that do not start as the model they are put into, and why."""
+
+
+@cache
+def made(name: str) -> tuple[Any, Any, dict[str, Tensor]]:
+    """A plain model, the compiled one as it starts, and a batch with labels and padding."""
+    model = bert(num_hidden_layers=1)
+    given = {"input_ids": tokens(), "attention_mask": padding(), "labels": torch.tensor([0, 1, 1])}
+    data = {"input_ids": tokens(), "attention_mask": padding()}
+    spec = f"{name}{OPTIONS.get(name, '')}"
+    return model, peftc.compile(model, [spec], given, defaults=False, data=data).eval(), given
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_starts_as_the_model(name: str) -> None:
+    model, compiled, given = made(name)
+    with torch.no_grad():
+        far = (compiled(**given).logits - model(**given).logits).abs().max()
+    assert bool(far <= 1e-6) == (name not in OTHER_AT_START), float(far)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_parameters_train_and_nothing_else(name: str, tmp_path: Path) -> None:
+    model, compiled, given = made(name)
+    randomise(compiled, scale=0.1)
+    plan = compiled.peftc_plan
+    planned = {each.path for each in plan.new_tensors if each.trainable} | set(plan.trained)
+    assert planned == {path for path, each in compiled.named_parameters() if each.requires_grad}
+    compiled(**given).loss.backward()
+    reached = {path for path, each in compiled.named_parameters() if each.grad is not None}
+    assert reached == planned
+    new = [each.path for each in plan.new_tensors if each.trainable]
+    assert not [path for path in new if not bool(compiled.get_parameter(path).grad.abs().max() > 0)]
+    compiled.zero_grad()
+
+    compiled.save_pretrained(tmp_path / "adapter")
+    again: Any = peftc.load(model, tmp_path / "adapter", given).eval()
+    with torch.no_grad():
+        out = compiled(**given).logits
+        assert torch.equal(again(**given).logits, out)
+        if not unmergeable(plan):
+            merged = compiled.merge_and_unload()(**given).logits
+            assert (merged - out).abs().max() <= 1e-5 * max(1.0, float(out.abs().max()))
+
+
+def test_exceptions_are_of_rules_that_there_are() -> None:
+    assert {*OPTIONS, *OTHER_AT_START} <= set(NAMES)
