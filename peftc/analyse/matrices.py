@@ -56,8 +56,8 @@ def matrix_of(operand: object) -> Matrix | None:
     if len(held) not in (2, 3) or (len(held) == 3 and prod(view.sizes) == prod(held)):
         folded = [view, View(view.parameter, view.sizes[::-1], view.steps[::-1], view.start)]
         orders = (("d_out", "d_in"), ("d_in", "d_out"))
-        whole = [order for each, order in zip(folded, orders, strict=True) if each.is_whole]
-        return Matrix(path, whole[0], refolded=True) if whole else None
+        stored = next((order for each, order in zip(folded, orders, strict=True) if each.is_whole), None)
+        return None if stored is None else Matrix(path, stored, refolded=True)
     rows, columns = held[-2:]
     number, start = divmod(view.start, rows * columns)
     placed = place(View(view.parameter, view.sizes, view.steps, start), rows, columns)

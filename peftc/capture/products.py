@@ -90,14 +90,20 @@ class NumberMatrices:
 def picked(node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
     """The stack, the numbers and whether its matrices are turned, of matrices that are picked by their numbers."""
     turned = False
-    while is_call(node, "transpose") and {dim % 3 for dim in node.args[1:]} == {1, 2}:
+    while is_call(node, "transpose") and set(map(last_of_three, node.args[1:])) == {1, 2}:
         node, turned = node.args[0], not turned
     if not is_call(node, "index") or not is_stack(node.args[0]):
         return None
     numbers: Any = node.args[1]
     if len(numbers) != 1 or not is_tensor(numbers[0]) or value(numbers[0]).dim() != 1:
         return None
-    return node.args[0], numbers[0], turned
+    stack: Any = node.args[0]
+    return stack, numbers[0], turned
+
+
+def last_of_three(axis: Any) -> int:
+    """An axis of three, counted from the front."""
+    return int(axis) % 3
 
 
 def cancelled(node: fx.Node) -> bool:
@@ -106,8 +112,9 @@ def cancelled(node: fx.Node) -> bool:
     source: Any = node.args[0] if node.args else None
     if pair is None or not is_call(source, *pair) or not is_tensor(source.args[0]):
         return False
-    places = [tuple(dim % value(each).dim() for dim in each.args[1:]) for each in (source, node)]
-    if {*places[0]} != {*places[1]}:
+    own: Any = node
+    here, there = ({axis % value(each).dim() for axis in each.args[1:]} for each in (own, source))
+    if here != there:
         return False
     node.replace_all_uses_with(source.args[0])
     node.graph.erase_node(node)

@@ -94,7 +94,8 @@ def take_along(x: Tensor, ranges: tuple[tuple[int, int], ...], axis: int) -> Ten
     """What of x lies in some ranges along an axis, one after the other."""
     if step := stride_of(ranges, x.shape[axis]):
         (start, stop), at = ranges[0], axis % x.dim()
-        return x.unflatten(at, (-1, step)).narrow(at + 1, start, stop - start).flatten(at, at + 1)
+        own: Tensor = x.unflatten(at, (-1, step)).narrow(at + 1, start, stop - start).flatten(at, at + 1)
+        return own
     pieces = [x.narrow(axis, start, stop - start) for start, stop in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
@@ -287,7 +288,7 @@ def repeat_first(x: Tensor, count: int) -> Tensor:
 
 def one_hot_kernels(x: Tensor, kernel: tuple[int, ...], groups: int) -> Tensor:
     """A kernel for each number that a convolution with kernels of this shape reads, for each group of channels."""
-    each = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).unflatten(-1, kernel)
+    each: Tensor = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).unflatten(-1, kernel)
     return each.repeat(groups, *(1 for _ in kernel))
 
 

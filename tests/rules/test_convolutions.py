@@ -17,7 +17,7 @@ from tests.zoo import entry, inputs
 
 RANK, ALPHA = 2, 6
 SPEC = f"lora:conv(rank={RANK}, alpha={ALPHA})"
-LAYERS: dict[str, nn.Module] = {
+LAYERS: dict[str, Any] = {
     "plain": nn.Conv2d(6, 8, 3),
     "strided": nn.Conv2d(6, 8, 3, stride=2, padding=1),
     "dilated": nn.Conv2d(6, 8, (3, 2), dilation=(2, 1), padding=(2, 0), bias=False),
@@ -31,12 +31,12 @@ LAYERS: dict[str, nn.Module] = {
 class Net(nn.Module):
     """A convolution between two nonlinear layers, so that gradients reach it in more ways than one."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.conv = copy.deepcopy(layer)
-        self.norm = nn.BatchNorm2d(layer.out_channels)  # type: ignore[arg-type]
-        self.head = nn.Linear(layer.out_channels, 3)  # type: ignore[arg-type]
+        self.conv: Any = copy.deepcopy(layer)
+        self.norm = nn.BatchNorm2d(layer.out_channels)
+        self.head = nn.Linear(layer.out_channels, 3)
 
     def forward(self, pixels: Tensor) -> Tensor:
         y = torch.relu(self.norm(self.conv(pixels)))
@@ -66,7 +66,7 @@ def pixels(seed: int = 0) -> Tensor:
 
 
 def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
 
 
 def compiled_and_own(model: nn.Module, rules: list[Any], data: Any = None) -> tuple[Any, dict[str, Tensor]]:
@@ -309,5 +309,5 @@ def test_architectures(model_type: str) -> None:
 def said(model: nn.Module, given: dict[str, Any]) -> Tensor:
     """The logits, or the first value of a model that has none."""
     output = model(**given)
-    held: Tensor = getattr(output, "logits", None) if hasattr(output, "logits") else output[0]
+    held: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return held

@@ -29,7 +29,7 @@ def model_of(model_type: str, way: str) -> Any:
 
 
 def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
 
 
 def own_parameters(compiled: Any, path: str) -> dict[str, dict[str, Tensor]]:
@@ -41,6 +41,11 @@ def own_parameters(compiled: Any, path: str) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 class ByHand(nn.Module):
     """Token by token, expert by expert: (W_e + scale · B_e A_e) x + b_e, gated as the model gates."""
 
@@ -50,7 +55,7 @@ class ByHand(nn.Module):
 
     def product(self, name: str, x: Tensor, expert: int) -> Tensor:
         weight = getattr(self.own, name)[expert]
-        y = x @ (weight if self.own.is_transposed else weight.T)
+        y: Tensor = x @ (weight if self.own.is_transposed else weight.T)
         bias: Tensor | None = getattr(self.own, f"{name}_bias", None)
         return y if bias is None else y + bias[expert]
 
@@ -160,8 +165,8 @@ def test_logits_and_gradients_are_those_of_hf_peft() -> None:
     (got * weights).sum().backward()
     (want * weights).sum().backward()
     for own, a, b in pairs:
-        of_a = sum(each["A"].grad for each in own).flatten(0, 1)  # type: ignore[union-attr, misc]
-        of_b = torch.cat([each["B"].grad for each in own], 1).permute(1, 2, 0).flatten(1)  # type: ignore[misc]
+        of_a = torch.stack([gradient(each["A"]) for each in own]).sum(0).flatten(0, 1)
+        of_b = torch.cat([gradient(each["B"]) for each in own], 1).permute(1, 2, 0).flatten(1)
         assert (of_a - a.grad).abs().max() <= 1e-5 * a.grad.abs().max()
         assert (of_b - b.grad).abs().max() <= 1e-5 * b.grad.abs().max()
 
@@ -174,7 +179,7 @@ class Forms(nn.Module):
         torch.manual_seed(0)
         turned = form in ("bmm", "baddbmm", "grouped", "picked")
         self.form = form
-        self.experts = nn.Module()
+        self.experts: Any = nn.Module()
         self.experts.weight = nn.Parameter(torch.randn(3, *((4, 5) if turned else (5, 4))))
         if form == "below":  # one matrix below the other
             self.experts.weight = nn.Parameter(self.experts.weight.detach().flatten(0, 1))
@@ -223,7 +228,8 @@ def rows(form: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_product(form: str) -> None:
-    model, given = Forms(form).eval(), rows(form)
+    model: Any = Forms(form).eval()
+    given = rows(form)
     compiled: Any = peftc.compile(model, ["lora:all-linear(rank=2, alpha=2)"], given, defaults=False)
     randomise(compiled)
     (application,) = compiled.peftc_plan.applications
@@ -232,11 +238,11 @@ def test_every_form_of_product(form: str) -> None:
     a, b = (compiled.get_parameter(made.path) for made in application.parameters)
     assert (a.shape, b.shape) == ((3, 2, 4), (3, 5, 2))
     reference = copy.deepcopy(model)
-    weight, delta = model.experts.weight.detach(), b @ a  # type: ignore[union-attr]
+    weight, delta = model.experts.weight.detach(), b @ a
     turned = form in ("bmm", "baddbmm", "grouped", "picked")
     moved = weight + (delta.mT if turned else delta).reshape(weight.shape)
-    del reference.experts._parameters["weight"]  # type: ignore[union-attr]
-    reference.experts.weight = moved  # type: ignore[union-attr]
+    del reference.experts._parameters["weight"]
+    reference.experts.weight = moved
     got, want = compiled(**given), reference(**given)
     close(got, want)
     weights = torch.randn(want.shape)
@@ -280,13 +286,13 @@ def test_a_rule_that_reads_weight_and_bias(form: str, tmp_path: Any) -> None:
     randomise(compiled)
     (application,) = compiled.peftc_plan.applications
     a, b, m = (compiled.get_parameter(made.path) for made in application.parameters)
-    weight = model.experts.weight  # type: ignore[union-attr]
+    weight = model.experts.weight
     own = weight if form == "each" else weight.mT
     moved = own + b @ a
     moved = moved / moved.norm(dim=-1, keepdim=True) * m.unsqueeze(-1)
     reference = copy.deepcopy(model)
     with torch.no_grad():
-        reference.experts.weight.copy_(moved if form == "each" else moved.mT)  # type: ignore[union-attr]
+        reference.experts.weight.copy_(moved if form == "each" else moved.mT)
         close(compiled(**given), reference(**given))
         close(compiled.merge_and_unload()(**given), reference(**given))
 
