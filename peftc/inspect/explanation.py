@@ -28,6 +28,7 @@ class SiteGroup:
         layers: numbers of their blocks; sites: their ids.
         parameters: name → shape of what is added at each; trains: port → path at the first.
         count: trainable elements at all of them that no group before had.
+        options: those of the rule that have another value here.
     """
 
     where: str
@@ -36,6 +37,7 @@ class SiteGroup:
     parameters: Mapping[str, tuple[int, ...]] = field(hash=False)
     trains: tuple[str, ...]
     count: int
+    options: Mapping[str, Any] = field(hash=False, default_factory=dict)
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
@@ -43,7 +45,9 @@ class SiteGroup:
         layers = ranges(self.layers) or self.sites[0].rpartition(":")[0]
         added = [f"{name} {sizes(shape)}" for name, shape in self.parameters.items()]
         trained = [f"trains {', '.join(self.trains)}"] if self.trains else []
-        return self.where, layers, str(len(self.sites)), ", ".join(added + trained), f"{self.count:,}"
+        own = [f"with {' '.join(f'{name}={value}' for name, value in self.options.items())}"]
+        what = ", ".join(added + trained + (own if self.options else []))
+        return self.where, layers, str(len(self.sites)), what, f"{self.count:,}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,17 @@ def alike(application: Application) -> tuple[object, ...]:
     site = application.site
     shapes = tuple((parameter.name, parameter.shape) for parameter in application.parameters)
     outside = site.path if site.layer is None else ""
-    return application.section, site.scope, site.role, site.part, outside, shapes, tuple(application.trains)
+    own = tuple(sorted(application.options.items()))
+    return (
+        application.section,
+        site.scope,
+        site.role,
+        site.part,
+        outside,
+        shapes,
+        tuple(application.trains),
+        own,
+    )
 
 
 def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) -> SiteGroup:
@@ -192,6 +206,7 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
         {parameter.name: parameter.shape for parameter in first.parameters},
         tuple(first.trains),
         count,
+        dict(first.options),
     )
 
 

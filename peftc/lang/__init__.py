@@ -41,6 +41,7 @@ from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature
+from peftc.lang.site_options import SiteOptions
 from peftc.lang.source import Place, Source
 from peftc.lang.spec import GRAMMAR, PIECES, Layers, Spec, read_layers, read_spec
 from peftc.lang.vocabulary import ACTIVATIONS
@@ -92,6 +93,7 @@ __all__ = [
     "Section",
     "Setting",
     "Signature",
+    "SiteOptions",
     "Source",
     "Spec",
     "Target",

@@ -87,7 +87,7 @@ def _check_head(rule: Rule) -> None:
 def _check_options(rule: Rule) -> None:
     for name, option in rule.options.items():
         place = rule.source.place("options", name)
-        if not is_name(name) or name in ("part", "layers", "path", "rule", "label"):
+        if not is_name(name) or name in ("part", "layers", "path", "sites", "rule", "label"):
             raise fault("R020", place, f"{name!r} cannot name an option: the word is taken")
         numeric = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
         if not numeric and (option.min is not None or option.max is not None):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
+from peftc.errors import NoMatchError
 from peftc.lang import Bound, Rule, Section
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
 from peftc.lang.sizes import names_of, size_at
-from peftc.match.plan import Application
+from peftc.match.plan import Application, Skip
 
 
 def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[str]:
@@ -22,6 +24,21 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
             "call update_schedules(step, total) after each step of the optimiser"
+        )
+
+
+def refuse_idle_globs(bound: Bound, sites: Sequence[Site], skips: Sequence[Skip]) -> None:
+    """Raise NoMatchError if options are given for sites among which the rule goes to none."""
+    for each in bound.sites:
+        if any(each.accepts(site.path, site.id) for site in sites):
+            continue
+        ids = sorted({site.id for site in sites})
+        near = difflib.get_close_matches(each.glob.strip("*."), ids, n=3, cutoff=0.0)
+        left_out = [skip for skip in skips if each.accepts(skip.site.path, skip.site.id)]
+        raise NoMatchError(
+            f"{bound.label} has options for {each.glob}, but goes to no such site",
+            detail=tuple(f"{skip.site.id}: {skip.reason}" for skip in left_out[:2]),
+            hint=f"nearest: {', '.join(near)}",
         )
 
 

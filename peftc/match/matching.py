@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Section, is_on, show, signature, unmet
+from peftc.lang import ANY, Bound, Constant, Section, is_on, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
-from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven
+from peftc.match.fitting import missing_ports, of_training, read_of_calls, refuse_idle_globs, uneven
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, HOME, Application, NewParameter, Plan, Skip
 from peftc.match.sharing import refuse_misfits, seed, shared
@@ -123,6 +123,11 @@ class Matcher:
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
             raise self.nothing(bound, 0)
+        refuse_idle_globs(
+            bound,
+            [each.site for each in self.applications[before:]],
+            [skip for skip in self.skips if skip.rule == bound.label],
+        )
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""
@@ -146,9 +151,10 @@ class Matcher:
         if reason := self.misfit(section, site):
             return reason
         sizes = signature(section, site.role).sizes_at(site.sizes)
-        if reason := unmet(bound.rule, section, bound.options, sizes):
+        options = {**bound.options, **bound.options_at(site.path, site.id)}
+        if reason := unmet(bound.rule, section, options, sizes):
             return reason
-        return uneven(section, {**bound.options, **sizes})
+        return uneven(section, {**options, **sizes})
 
     def misfit(self, section: Section, site: Site) -> str | None:
         """Which port does not have as many axes at a site as the section names, or None.
@@ -168,12 +174,14 @@ class Matcher:
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
         """Add one application, or the skip that says why there is nothing to do."""
         trains = {port: site.weights[port] for port in section.train if port in site.weights}
+        own = bound.options_at(site.path, site.id)
+        options = {**bound.options, **own}
         inserted: dict[str, str] = {}
-        parameters = list(self.new_parameters(bound, section, site, number))
+        parameters = list(self.new_parameters(bound, section, site, number, options))
         for port, train in section.train.items():
             if port in trains:
                 continue
-            policy = str(bound.options[train.insert]) if train.insert else "never"
+            policy = str(options[train.insert]) if train.insert else "never"
             bare = not any(port in other.weights for other in chosen)
             if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
                 path = f"{self.home(bound, site, number)}.{port}"
@@ -199,13 +207,15 @@ class Matcher:
         if not (trains or parameters or section.rewrite):
             self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}", number))
             return
-        self.applications.append(Application(bound.label, number, site, tuple(parameters), trains, inserted))
+        self.applications.append(
+            Application(bound.label, number, site, tuple(parameters), trains, inserted, own)
+        )
 
     def new_parameters(
-        self, bound: Bound, section: Section, site: Site, number: int
+        self, bound: Bound, section: Section, site: Site, number: int, options: Mapping[str, Constant]
     ) -> Iterable[NewParameter]:
         """The parameters that a section makes at a site."""
-        known = {**bound.options, **signature(section, site.role).sizes_at(site.sizes)}
+        known = {**options, **signature(section, site.role).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
         for name, parameter in section.parameters.items():
             initial = parameter.initial
@@ -218,11 +228,11 @@ class Matcher:
                 parameter.named,
                 shape,
                 initial.law or parameter.init,
-                initial.resolve(bound.options),
+                initial.resolve(options),
                 parameter.dtype,
                 parameter.trainable,
                 shared(bound, number, site, name, parameter),
-                seed(bound, number, site, name, parameter),
+                seed(bound, number, site, name, parameter, options),
                 computed,
                 read_of_calls(site, behind),
             )

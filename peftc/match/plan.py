@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from peftc.analyse.site import Site
-from peftc.lang import Bound, Section
+from peftc.lang import Bound, Constant, Section
 
 ADAPTER = "default"  # the name of a compiled module's first adapter
 HOME = "peftc"  # the submodule of a site's owner that holds what rules add to it
@@ -63,6 +63,7 @@ class Application:
         parameters: what is added.
         trains: weight port → path of a parameter of the model that becomes trainable.
         inserted: weight port → name of the added zero parameter that stands in for a missing one.
+        options: options of the rule that have another value at this site.
     """
 
     rule: str
@@ -71,6 +72,7 @@ class Application:
     parameters: tuple[NewParameter, ...] = ()
     trains: Mapping[str, str] = field(default_factory=dict, hash=False)
     inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Constant] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class Plan:
     def section(self, application: Application) -> Section:
         """The section of its rule that an application puts in."""
         return self.bound(application.rule).rule.sections[application.section]
+
+    def options(self, application: Application) -> dict[str, Constant]:
+        """Every option of its rule, as it is at an application's site."""
+        return {**self.bound(application.rule).options, **application.options}
 
     def of(self, label: str) -> Iterator[Application]:
         """The applications of one rule."""
@@ -161,6 +167,7 @@ class Plan:
                     "sizes": dict(each.site.sizes),
                     "parameters": {parameter.path: list(parameter.shape) for parameter in each.parameters},
                     "trains": {path: self.sizes[path] for path in each.trains.values()},
+                    **({"options": dict(each.options)} if each.options else {}),
                 }
                 for each in self.applications
             ],

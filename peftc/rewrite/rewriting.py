@@ -129,7 +129,8 @@ class Rewriter:
                     given[port] = Term(told.ports[port], self.value(port, at, application, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(given, ports, backend))
-                scope = Scope(bound.rule, bound.options, given, backend, new_parameter, section=section)
+                options = {**bound.options, **application.options}
+                scope = Scope(bound.rule, options, given, backend, new_parameter, section=section)
                 new = {port: self.lined_up(scope.rewrite(port), told.ports[port], backend) for port in group}
             own = {node for node in self.graph.nodes if node not in own_before}
             for port, node in new.items():

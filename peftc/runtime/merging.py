@@ -80,7 +80,7 @@ def edited(
         return Term(declared.named, wide(tensor_at(root, paths[name])))
 
     given = weight_terms(bound.rule, section, site, read, backend)
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
+    scope = Scope(bound.rule, plan.options(application), given, backend, parameter, section=section)
     own = signature(section, site.role).ports[port]
     role_axes = ROLES[site.role].ports[port].axes
     called = dict(zip(role_axes, own, strict=False))

@@ -58,7 +58,8 @@ class Starting:
         def read(name: str, declared: Parameter, _: tuple[int, ...]) -> Term:
             return Term(declared.named, wide(made[paths[name]]))
 
-        scope = Scope(bound.rule, bound.options, given, backend, read, section=section)
+        options = self.plan.options(application)
+        scope = Scope(bound.rule, options, given, backend, read, section=section)
         try:
             with torch.no_grad():
                 tensor = backend.align(scope.initial(parameter.name), parameter.axes)
