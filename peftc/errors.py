@@ -23,6 +23,7 @@ PeftcError
 ├── StoreError                 an adapter folder cannot be written or read
 │   ├── CorruptAdapterError    the files are damaged or incomplete
 │   ├── ForeignAdapterError    the adapter belongs to another model
+│   ├── SavedAdapterError      adapters cannot be read together, or not by the rule that would read them
 │   └── OutputExistsError      the folder is already there
 ├── DataError                  a data file is missing or malformed
 └── ModelError                 a model's path is missing, or it cannot be loaded
@@ -162,6 +163,10 @@ class CorruptAdapterError(StoreError):
 
 class ForeignAdapterError(StoreError):
     """The adapter belongs to another model."""
+
+
+class SavedAdapterError(StoreError):
+    """Adapters cannot be read together, or not by the rule that would read them."""
 
 
 class OutputExistsError(StoreError):

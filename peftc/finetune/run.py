@@ -54,6 +54,7 @@ class Result:
 def finetune(settings: Settings, console: Console) -> Result:
     """Trains and writes the output folder. Raises PeftcError for anything the user can put right."""
     check_model_path(settings.model)
+    api.bound_rules(settings.rules, settings.saved)
     data = load_data(settings)
     output = open_output(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     try:
@@ -80,6 +81,7 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
         loaded.model,
         list(settings.rules),
         example_inputs(loaded, settings.task),
+        saved=settings.saved,
         data=first_batch(settings, encoded, loaded),
     )
     console.print(api.explain(compiled).table())

@@ -39,6 +39,7 @@ from peftc.lang.operations import OPERATIONS, Operation, Setting, register
 from peftc.lang.policies import POLICIES, Policy, Target, register_policy
 from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
+from peftc.lang.saved import SavedRule, counted_by, read_from
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature, signature
 from peftc.lang.site_options import SiteOptions
@@ -88,6 +89,7 @@ __all__ = [
     "Role",
     "Rule",
     "RuleLike",
+    "SavedRule",
     "Schedule",
     "Scope",
     "Section",
@@ -108,6 +110,7 @@ __all__ = [
     "check",
     "conditions",
     "contract",
+    "counted_by",
     "default_library",
     "flatten",
     "is_on",
@@ -118,6 +121,7 @@ __all__ = [
     "read_axes",
     "read_dimensions",
     "read_file",
+    "read_from",
     "read_initial",
     "read_layers",
     "read_mapping",

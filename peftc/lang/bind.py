@@ -51,7 +51,8 @@ class Bound:
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
     They choose among the sites of the rule's main section; a section under `also` follows its own match. `sites`
-    are other values of options at some of the sites, of any section.
+    are other values of options at some of the sites, of any section. `saved` are the adapters that parameters are
+    read from, by what the user calls them (`peftc.lang.saved`).
     """
 
     rule: Rule
@@ -62,6 +63,7 @@ class Bound:
     path_glob: str | None = None
     text: str = field(default="", compare=False)
     sites: tuple[SiteOptions, ...] = ()
+    saved: tuple[str, ...] = ()
 
     def options_at(self, path: str, site: str) -> dict[str, Constant]:
         """The options whose values differ at a site of this module path and id, with these values."""
@@ -86,7 +88,11 @@ class Bound:
         given = flat.get("options", {})
         if not isinstance(given, Mapping):
             raise SpecError("the options of a stored rule must be a mapping", where=name)
-        return replace(request.bound(rule, given, fields), label=_label(flat.get("label", rule.name)))
+        saved = flat.get("saved", ())
+        if not isinstance(saved, Sequence) or not all(isinstance(each, str) for each in saved):
+            raise SpecError("the saved adapters of a stored rule must be names", where=name)
+        bound = request.bound(rule, given, fields)
+        return replace(bound, label=_label(flat.get("label", rule.name)), saved=tuple(saved))
 
 
 def flatten(bound: Bound) -> dict[str, Any]:
@@ -100,6 +106,7 @@ def flatten(bound: Bound) -> dict[str, Any]:
         "path": bound.path_glob,
         "rule": bound.rule.content,
         **({"sites": {each.glob: dict(each.options) for each in bound.sites}} if bound.sites else {}),
+        **({"saved": list(bound.saved)} if bound.saved else {}),
     }
 
 

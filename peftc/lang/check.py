@@ -242,6 +242,8 @@ class _SectionCheck:
             if isinstance(parameter.seed, str):
                 self._check_seed(place, parameter.seed)
             initial = known_initial(parameter.init, place, len(dimensions))
+            if initial.saved:
+                self._check_saved(place, name, parameter)
             if initial.expression is not None:
                 self._check_start_reads(name, parameter)
             for key, value in initial.settings:
@@ -268,6 +270,21 @@ class _SectionCheck:
                     f"the axis {axis!r} has no size: {size!r} is neither an option nor an axis of a value"
                 )
                 raise fault("R032", place, message, text=parameter.axes, hint=instead(size, known))
+
+    def _check_saved(self, place: Place, name: str, parameter: Parameter) -> None:
+        """One option of the rule counts the adapters, for all parameters that are read from them."""
+        first = parameter.dimensions[0]
+        if first.size not in self.rule.options:
+            message = f"the first axis of {name!r} counts saved adapters, so its size must be an option"
+            raise fault("R061", place, message, text=parameter.axes, hint=instead("", self._whole_options()))
+        counts = {made.dimensions[0].size for made in self.section.parameters.values() if made.initial.saved}
+        if len(counts) > 1:
+            message = f"saved adapters are counted by {' and '.join(map(repr, sorted(map(str, counts))))}"
+            raise fault("R061", place, message, text=parameter.axes)
+        if parameter.seed is not None:
+            raise fault(
+                "R060", self._place("parameters", name, "seed"), f"nothing of {name} is drawn: no seed"
+            )
 
     def _check_start_reads(self, name: str, parameter: Parameter) -> None:
         """What an initial value depends on is there when it is computed, once for each parameter."""

@@ -71,6 +71,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R058": "No policy has this name.",
         "R059": "A schedule does not fit its policy.",
         "R060": "An initial value does not fit its parameter.",
+        # saved adapters: RuleCheckError
+        "R061": "What is read of saved adapters cannot be stacked.",
+        "R062": "What a used rule adds to its port cannot be told.",
     }
 )
 

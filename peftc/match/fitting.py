@@ -20,6 +20,9 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
     sections = [bound.rule.sections[number] for number in sorted(acting)]
     if losses := [name for section in sections for name in section.loss]:
         yield f"{bound.label} adds to the loss while training: {', '.join(losses)}"
+    if bound.saved:
+        named = ", ".join(bound.saved)
+        yield f"{bound.label} is made of saved adapters, in this order: {named}; no head of theirs is read"
     if policies := [told.policy for section in sections for told in section.schedule.values()]:
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "

@@ -235,6 +235,7 @@ class Matcher:
                 seed(bound, number, site, name, parameter, options),
                 computed,
                 read_of_calls(site, behind),
+                initial.saved,
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:

@@ -27,6 +27,7 @@ class NewParameter:
         axes, shape: its axes, and their sizes.
         law, settings: how it starts; `law` is an expression where the value is `computed`.
         data: ports whose values on the user's data the expression reads.
+        saved: what it is called in the saved adapters that it is read from, one behind the other; "" for none.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
@@ -45,6 +46,7 @@ class NewParameter:
     seed: int | None = None
     computed: bool = False
     data: tuple[str, ...] = ()
+    saved: str = ""
 
     @property
     def count(self) -> int:

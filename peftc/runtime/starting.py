@@ -19,6 +19,7 @@ from peftc.lang import Parameter, Scope, Term, signature
 from peftc.match.plan import Application, NewParameter, Plan
 from peftc.passes import PassSettings
 from peftc.rewrite.eager import EagerBackend, tensor_at, weight_terms
+from peftc.runtime.stacked import SavedTensors, stacked
 
 HINT = "give data of more rows or longer texts"
 
@@ -33,11 +34,13 @@ class Starting:
     Attributes:
         root: the model, its weights as they came.
         recorded: values on data, for the parameters that need them.
+        saved: tensors of saved adapters, by the adapters' names, for the parameters that are read from them.
     """
 
     root: nn.Module
     plan: Plan
     recorded: Recorded = field(default_factory=dict)
+    saved: Mapping[str, SavedTensors] = field(default_factory=dict)
 
     def value(self, application: Application, parameter: NewParameter, made: Mapping[str, Tensor]) -> Tensor:
         """What a parameter starts as, in single precision at least, on the device of what it is computed from.
@@ -45,6 +48,8 @@ class Starting:
         Args:
             made: path → tensor of the parameters that are there already.
         """
+        if parameter.saved:
+            return stacked(application, parameter, self.saved)
         bound, section = self.plan.bound(application.rule), self.plan.section(application)
         site, backend = application.site, EagerBackend()
         told = signature(section, site.role)
