@@ -12,11 +12,11 @@ from peftc.analyse import Site, analyse
 from peftc.capture.normalise import CATALOGUE
 from peftc.certificate import Certificate
 from peftc.certificate import check as certificate_of
+from peftc.errors import SavedAdapterError
 from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of
 from peftc.inspect import graph as graph_of
-from peftc.errors import SavedAdapterError
 from peftc.lang import Bound, Rule, RuleLike, bind_all, counted_by, default_library, read_from
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings

@@ -29,4 +29,6 @@ def plan(
     from peftc import api
     from peftc.finetune.models import load_as_saved
 
-    Console().print(str(api.explain(api.plan(load_as_saved(model), rules, saved=adapters))), highlight=False, markup=False)
+    Console().print(
+        str(api.explain(api.plan(load_as_saved(model), rules, saved=adapters))), highlight=False, markup=False
+    )

@@ -84,7 +84,9 @@ class Job(BaseModel):
     eval_fraction: float
     max_rows: int | None
     versions: dict[str, str]
-    saved: dict[str, str] = {}  # adapters that rules read: name → digest of its tensors, wherever its folder lies
+    saved: dict[
+        str, str
+    ] = {}  # adapters that rules read: name → digest of its tensors, wherever its folder lies
 
 
 # A run goes on only with the job it began: these may differ, the rest may not.
@@ -131,10 +133,10 @@ def versions() -> dict[str, str]:
 
 def difference(before: Job, now: Job) -> str | None:
     """The first field in which a resumed job differs from the one that began, in words; None where none."""
-    for field in Job.model_fields:
-        old, new = getattr(before, field), getattr(now, field)
-        if field not in FREE_ON_RESUME and old != new:
-            return f"{field} was {old!r} and is now {new!r}"
+    for name in Job.model_fields:
+        old, new = getattr(before, name), getattr(now, name)
+        if name not in FREE_ON_RESUME and old != new:
+            return f"{name} was {old!r} and is now {new!r}"
     return None
 
 

@@ -78,7 +78,10 @@ class Composite:
         if use.saved is not None:
             stack(drafts, self.rule, index, use.saved, label)
         if use.added is not None:
-            name_added(drafts, self.rule.source.place("use", index, "added"), f"{label}_{use.added}")
+            place = self.rule.source.place("use", index, "added")
+            if use.added in (*use.let, *use.parameters):
+                raise fault("R020", place, f"{use.added!r} is what is added, and cannot be replaced")
+            name_added(drafts, place, f"{label}_{use.added}")
         Overrides(self.rule, index, use, used, label, options, set(self.options), drafts).put_in()
         self._drop_unread(index, use, used, options, drafts)
         drafts[0].required = True

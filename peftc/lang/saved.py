@@ -85,7 +85,9 @@ def places(bound: Bound) -> dict[str, Any]:
 
 def renamed(each: SiteOptions, names: Mapping[str, str]) -> SiteOptions:
     """Options of some sites, under the names that the reading rule has for them."""
-    return SiteOptions(each.glob, {names[name]: value for name, value in each.options.items() if name in names})
+    return SiteOptions(
+        each.glob, {names[name]: value for name, value in each.options.items() if name in names}
+    )
 
 
 def flattened_with(bound: Bound, saved: SavedRule, library: Library) -> Rule:
@@ -116,7 +118,10 @@ def option_names(rule: Rule, stored: Bound) -> dict[str, str]:
     """Name of an option of the adapters' rule → its name in the rule that reads them, where it has one."""
     labels = [use.label or use.rule for use in rule.written.use if use.saved]
     return {
-        name: f"{label}_{name}" for label in labels for name in stored.options if f"{label}_{name}" in rule.options
+        name: f"{label}_{name}"
+        for label in labels
+        for name in stored.options
+        if f"{label}_{name}" in rule.options
     }
 
 
@@ -131,7 +136,12 @@ def refuse_unlike(one: SavedRule, other: SavedRule) -> None:
     for name, value in mine.options.items():
         if value != theirs.options[name]:
             raise unlike(one, other, f"has {name} = {said(value)}", said(theirs.options[name]))
-    for key, what in (("parts", "parts"), ("layers", "layers"), ("path_glob", "paths"), ("sites", "options by site")):
+    for key, what in (
+        ("parts", "parts"),
+        ("layers", "layers"),
+        ("path_glob", "paths"),
+        ("sites", "options by site"),
+    ):
         if getattr(mine, key) != getattr(theirs, key):
             raise unlike(one, other, f"is for {chosen(mine, key)} {what}", f"for {chosen(theirs, key)}")
 
@@ -165,4 +175,5 @@ def first_difference(one: Any, other: Any, key: str = "") -> tuple[str, str, str
         for name in {**one, **other}:
             if one.get(name) != other.get(name):
                 return first_difference(one.get(name), other.get(name), f"{key}.{name}" if key else name)
-    return key, *(f"{held!r}" if held is not None else "nothing" for held in (one, other))
+    here, there = ("nothing" if held is None else repr(held) for held in (one, other))
+    return key, here, there

@@ -23,7 +23,9 @@ def stack(drafts: Iterable[Draft], rule: Rule, index: int, axis: str, label: str
     place, use = rule.source.place("use", index, "saved"), rule.use[index]
     option = rule.options.get(axis)
     if option is None or type(option.default) is not int or option.min is None or option.min < 1:
-        message = f"{axis!r} counts adapters, so it must be an option that is a whole number with min = 1 or more"
+        message = (
+            f"{axis!r} counts adapters, so it must be an option that is a whole number with min = 1 or more"
+        )
         raise fault("R061", place, message, hint=instead(axis, rule.options))
     if use.options:
         raise fault("R061", place, f"the options of {use.rule} are those of the saved adapters: give none")
@@ -49,6 +51,8 @@ def name_added(drafts: Iterable[Draft], place: Place, name: str) -> None:
     for draft in drafts:
         if not draft.rewrite:
             continue
+        if name in draft.let or name in draft.parameters:
+            raise fault("R020", place, "the used rule has this name already")
         if len(draft.rewrite) > 1:
             ports = " and ".join(map(repr, draft.rewrite))
             raise fault("R062", place, f"it rewrites {ports}, and only one port can be told")

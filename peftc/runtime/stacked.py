@@ -17,9 +17,7 @@ SavedTensors: TypeAlias = Mapping[tuple[str, str, str], Tensor]
 WHERE = "saved adapters"
 
 
-def stacked(
-    application: Application, parameter: NewParameter, saved: Mapping[str, SavedTensors]
-) -> Tensor:
+def stacked(application: Application, parameter: NewParameter, saved: Mapping[str, SavedTensors]) -> Tensor:
     """What saved adapters hold of a parameter at a site, along a new first axis, in the order in which they are given.
 
     Raises:
@@ -33,7 +31,9 @@ def stacked(
             raise SavedAdapterError(
                 f"{name!r} has no {parameter.saved} at {site.id}, where {application.rule} reads it",
                 where=WHERE,
-                hint=f"it acts at: {', '.join(there[:4])}{', …' if len(there) > 4 else ''}" if there else None,
+                hint=f"it acts at: {', '.join(there[:4])}{', …' if len(there) > 4 else ''}"
+                if there
+                else None,
             )
         if tensor.shape != parameter.shape[1:]:
             raise SavedAdapterError(

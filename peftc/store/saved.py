@@ -27,7 +27,7 @@ class SavedAdapter:
     """
 
     rule: SavedRule
-    tensors: Mapping[tuple[str, str, str], Tensor]
+    tensors: SavedTensors
 
 
 def read_saved(given: Mapping[str, str | Path]) -> tuple[SavedAdapter, ...]:

@@ -29,6 +29,7 @@ DEEP = f'scale = "{"-" * 40}rank"'
 CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', 'scale = "alpha / c0"'])
 MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
 HEAVY = "[let]\n" + "\n".join(f'w{i} = "{" + ".join(["activate(x, kind=k)"] * 20)}"' for i in range(4))
+COUNTS = "[options]\ncount = { default = 2, min = 1 }\n"
 
 CASES = [
     case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
@@ -162,6 +163,13 @@ CASES = [
     case("R060", LORA, ('init = "kaiming_uniform"', 'init = "svd_vh(W, rank)", share = "model"')),
     case("R060", LORA, ('init = "kaiming_uniform"', 'init = "svd_vh(W, rank)", seed = 3')),
     case("R060", PREFIX, ('init = "normal(std=0.02)"', 'init = "sum(sum(mask, axis=\'batch\'), axis=\'queries\')"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"saved"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"saved(A, B)"')),
+    case("R011", LORA, ('"kaiming_uniform"', '"saved(name=A)"')),
+    case("R061", LORA, ('"d_out rank", init = "zeros"', '"d_out rank", init = "saved(B)"')),
+    case("R061", LORA, ("[options]", COUNTS), ('"kaiming_uniform"', '"saved(A)"'),
+                       ('"d_out rank", init = "zeros"', '"count d_out rank", init = "saved(B)"')),
+    case("R060", LORA, ('init = "kaiming_uniform"', 'init = "saved(A)", seed = 3')),
     case("R003", ADALORA, ("weight =", "wieght =")),
     case("R003", ADALORA, ("settings  ", "stetings  ")),
     case("R004", ADALORA, ('policy     = "rank_budget"\n', "")),
