@@ -18,6 +18,7 @@ PeftcError
 ├── CaptureError               the model cannot be captured as a graph
 ├── ScheduleError              a schedule cannot be carried out in this training run
 ├── MergeError                 a rule is no change of weights, or a weight has no place for it
+├── ShrinkError                no rule of a module has gates, or nothing of it would be left
 ├── ProgramError               a call that the compiled module cannot serve
 ├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
@@ -139,6 +140,10 @@ class ScheduleError(PeftcError):
 
 class MergeError(PeftcError):
     """A rule is no change of weights, or a weight has no place for what it adds."""
+
+
+class ShrinkError(PeftcError):
+    """No rule of a module has gates, or nothing of a module's rules would be left."""
 
 
 class ProgramError(PeftcError):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from peftc.cli.application import app
 from peftc.errors import PeftcError
-from peftc.lang import Option, Rule, Section, default_library, known_words, load_rule, write
+from peftc.lang import POLICIES, Option, Rule, Section, default_library, known_words, load_rule, write
 
 
 @app.command()
@@ -143,6 +143,8 @@ def _equations(section: Section) -> Iterator[tuple[str, ...]]:
             name,
             f"{told.policy}({', '.join(f'{key}={value}' for key, value in given.items())})",
         )
+        for key, setting in POLICIES[told.policy].sets.items():
+            yield ("set_schedule", key, setting.doc)
     for text in section.match.where:
         yield ("only where", "", text)
 

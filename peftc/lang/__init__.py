@@ -41,6 +41,7 @@ from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
 from peftc.lang.saved import SavedRule, counted_by, read_from
 from peftc.lang.scope import Scope
+from peftc.lang.shrunk import Shrunk
 from peftc.lang.signature import Signature, signature
 from peftc.lang.site_options import SiteOptions
 from peftc.lang.source import Place, Source
@@ -94,6 +95,7 @@ __all__ = [
     "Scope",
     "Section",
     "Setting",
+    "Shrunk",
     "Signature",
     "SiteOptions",
     "Source",

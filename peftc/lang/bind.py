@@ -21,6 +21,7 @@ from peftc.lang.document import Rule, Section
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.reading import read_mapping
 from peftc.lang.roles import SCOPES, accepts, known_words
+from peftc.lang.shrunk import Shrunk, as_data, from_data
 from peftc.lang.site_options import SiteOptions, one_for_all, options_at
 from peftc.lang.source import Source
 from peftc.lang.spec import Layers, Setting, SiteSettings, Span, Spec, read_layers, read_spec
@@ -52,7 +53,7 @@ class Bound:
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
     They choose among the sites of the rule's main section; a section under `also` follows its own match. `sites`
     are other values of options at some of the sites, of any section. `saved` are the adapters that parameters are
-    read from, by what the user calls them (`peftc.lang.saved`).
+    read from, by what the user calls them (`peftc.lang.saved`). `shrunk` is what was taken out after training.
     """
 
     rule: Rule
@@ -64,6 +65,15 @@ class Bound:
     text: str = field(default="", compare=False)
     sites: tuple[SiteOptions, ...] = ()
     saved: tuple[str, ...] = ()
+    shrunk: tuple[Shrunk, ...] = ()
+
+    def shrunk_at(self, site: str, number: int) -> Shrunk | None:
+        """What is left of a section at a site from which something was taken out."""
+        return next((each for each in self.shrunk if (each.site, each.section) == (site, number)), None)
+
+    def is_narrowed(self, number: int) -> bool:
+        """Whether entries of axes were taken out of a section."""
+        return any(each.section == number and each.sizes for each in self.shrunk)
 
     def options_at(self, path: str, site: str) -> dict[str, Constant]:
         """The options whose values differ at a site of this module path and id, with these values."""
@@ -92,7 +102,8 @@ class Bound:
         if not isinstance(saved, Sequence) or not all(isinstance(each, str) for each in saved):
             raise SpecError("the saved adapters of a stored rule must be names", where=name)
         bound = request.bound(rule, given, fields)
-        return replace(bound, label=_label(flat.get("label", rule.name)), saved=tuple(saved))
+        label, shrunk = _label(flat.get("label", rule.name)), from_data(flat.get("shrunk", ()))
+        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk)
 
 
 def flatten(bound: Bound) -> dict[str, Any]:
@@ -107,6 +118,7 @@ def flatten(bound: Bound) -> dict[str, Any]:
         "rule": bound.rule.content,
         **({"sites": {each.glob: dict(each.options) for each in bound.sites}} if bound.sites else {}),
         **({"saved": list(bound.saved)} if bound.saved else {}),
+        **({"shrunk": as_data(bound.shrunk)} if bound.shrunk else {}),
     }
 
 

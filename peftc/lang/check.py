@@ -16,6 +16,7 @@ from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Option, Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
+from peftc.lang.gates import prove_gates
 from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
@@ -429,6 +430,7 @@ class _SectionCheck:
                 )
         for name in self.section.loss:
             scope.loss(name)
+        prove_gates(self.rule, self.section, role, options)
         for name, parameter in self.section.parameters.items():
             if parameter.initial.expression is not None:
                 self._check_start(name, parameter, lengths_of(scope.initial(name)))

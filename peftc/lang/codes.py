@@ -74,6 +74,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         # saved adapters: RuleCheckError
         "R061": "What is read of saved adapters cannot be stacked.",
         "R062": "What a used rule adds to its port cannot be told.",
+        # gates: RuleCheckError
+        "R063": "Something is left where a gate is 0.",
     }
 )
 

@@ -144,6 +144,11 @@ class Parameter(Data):
     share: Literal["site", "layer", "model"] = Field(
         default="site", description="Whether each site has one, all sites of a layer, or all of the model."
     )
+    gate: bool = Field(
+        default=False,
+        description="Whether nothing is left where it is 0, which is proved: of its one axis, or of the whole section "
+        "at a site where it is a single number. `compiled.shrink()` then takes out what stands there.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | Name | None = Field(
         default=None,
         description="Draws it alike on every machine, whatever was drawn before: a number, or an option that is one.",

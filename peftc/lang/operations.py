@@ -21,6 +21,16 @@ LengthsRule = Callable[[tuple[Term, ...], Settings, Lengths], Lengths]
 Takes = Literal["value", "number", "any"]
 
 
+def never(_: Settings) -> bool:
+    """With no settings."""
+    return False
+
+
+def always(_: Settings) -> bool:
+    """With any settings."""
+    return True
+
+
 @dataclass(frozen=True)
 class Setting:
     """A named argument: the name of an axis, a number in a range, or one of some choices."""
@@ -40,6 +50,8 @@ class Operation:
     `optional` are values that a call may give by name, after those it `takes`; a call that gives none has
     fewer terms. `longer` names the setting whose axis comes out longer than it went in. `lengths` works the
     lengths of the result's axes out from those of the operands where they differ; it may raise AxesError.
+    `keeps_zeros` says whether 0 comes out where the first value is 0, `ignores_zeros` whether zeros along its axis
+    could as well not be there.
     """
 
     name: str
@@ -51,6 +63,8 @@ class Operation:
     longer: str | None = None
     optional: tuple[str, ...] = ()
     lengths: LengthsRule | None = None
+    keeps_zeros: Callable[[Settings], bool] = never
+    ignores_zeros: bool = False
 
     @property
     def call(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftc.lang.operations import Operation, Setting, Takes, register
+from peftc.lang.operations import Operation, Setting, Settings, Takes, always, never, register
 from peftc.lang.results import (
     counted_length,
     drops,
@@ -37,6 +37,15 @@ ACTIVATIONS = (
     "identity",
 )
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
+_NOT_ZERO_AT_ZERO = frozenset({"sigmoid", "softplus", "exp", "log"})
+
+
+def _activates_zero(settings: Settings) -> bool:
+    return settings["kind"] not in _NOT_ZERO_AT_ZERO
+
+
+def _otherwise_zero(settings: Settings) -> bool:
+    return settings["otherwise"] == 0
 
 
 def _define() -> None:
@@ -57,15 +66,30 @@ def _define() -> None:
         ("sqrt", "The square root.", "torch.sqrt"),
         ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
-        register(Operation(name, doc, _ONE, same, lower))
+        zero = never if name in _NOT_ZERO_AT_ZERO else always
+        register(Operation(name, doc, _ONE, same, lower, keeps_zeros=zero))
     kind = Setting("choice", "Which activation.", choices=ACTIVATIONS)
     rate = Setting("number", "The chance of a zero.", min=0, max=1)
     epsilon = Setting("number", "Added to the variance.", default=1e-5, min=0)
     for operation in (
         Operation(
-            "activate", "The activation that a text names.", _ONE, same, "peftc.activate", {"kind": kind}
+            "activate",
+            "The activation that a text names.",
+            _ONE,
+            same,
+            "peftc.activate",
+            {"kind": kind},
+            keeps_zeros=_activates_zero,
         ),
-        Operation("dropout", "Zeros at random while training.", _ONE, same, "peftc.dropout", {"p": rate}),
+        Operation(
+            "dropout",
+            "Zeros at random while training.",
+            _ONE,
+            same,
+            "peftc.dropout",
+            {"p": rate},
+            keeps_zeros=always,
+        ),
         Operation(
             "softmax",
             "Positive, summing to 1 along an axis; `over` says with 1 and 0 what of it counts, the rest is 0.",
@@ -83,6 +107,7 @@ def _define() -> None:
             "peftc.mean",
             {"axis": AXIS},
             optional=("over",),
+            keeps_zeros=always,
         ),
         Operation(
             "sum",
@@ -92,6 +117,8 @@ def _define() -> None:
             "peftc.sum",
             {"axis": AXIS},
             optional=("over",),
+            keeps_zeros=always,
+            ignores_zeros=True,
         ),
         Operation("max", "The largest along an axis.", _ONE, drops, "torch.amax", {"axis": AXIS}),
         Operation(
@@ -101,6 +128,8 @@ def _define() -> None:
             drops,
             "torch.linalg.vector_norm",
             {"axis": AXIS},
+            keeps_zeros=always,
+            ignores_zeros=True,
         ),
         Operation(
             "clamp",
@@ -118,6 +147,7 @@ def _define() -> None:
             "peftc.rename",
             {"axis": AXIS, "to": Setting("axis", "What the axis is called from here on.")},
             lengths=renamed_length,
+            keeps_zeros=always,
         ),
         Operation(
             "cayley",
@@ -221,6 +251,7 @@ def _define() -> None:
             (("x", "value"), ("keep", "value")),
             within,
             "peftc.masked",
+            keeps_zeros=always,
         ),
         Operation(
             "counted",
@@ -237,6 +268,7 @@ def _define() -> None:
             same,
             "peftc.while_training",
             {"otherwise": Setting("number", "What it is in evaluation.", default=1.0)},
+            keeps_zeros=_otherwise_zero,
         ),
         Operation(
             "layer_norm",

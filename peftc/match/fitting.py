@@ -23,7 +23,10 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
     if bound.saved:
         named = ", ".join(bound.saved)
         yield f"{bound.label} is made of saved adapters, in this order: {named}; no head of theirs is read"
-    if policies := [told.policy for section in sections for told in section.schedule.values()]:
+    if bound.shrunk:
+        yield f"{bound.label} was shrunk: what its gates had put to 0 is gone"
+    going_on = [bound.rule.sections[number] for number in sorted(acting) if not bound.is_narrowed(number)]
+    if policies := [told.policy for section in going_on for told in section.schedule.values()]:
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
             "call update_schedules(step, total) after each step of the optimiser"
@@ -33,8 +36,8 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
 def refuse_idle_globs(bound: Bound, sites: Sequence[Site], skips: Sequence[Skip]) -> None:
     """Raise NoMatchError if options are given for sites among which the rule goes to none."""
     for each in bound.sites:
-        if any(each.accepts(site.path, site.id) for site in sites):
-            continue
+        if bound.shrunk or any(each.accepts(site.path, site.id) for site in sites):
+            continue  # after shrinking, such sites may be gone
         ids = sorted({site.id for site in sites})
         near = difflib.get_close_matches(each.glob.strip("*."), ids, n=3, cutoff=0.0)
         left_out = [skip for skip in skips if each.accepts(skip.site.path, skip.site.id)]

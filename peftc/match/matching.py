@@ -112,14 +112,15 @@ class Matcher:
             sites = [site for site in self.analysis.sites if site.role in section.match.role]
             chosen = []
             for site in sites:
-                reason = self.reason_against(bound, section, site)
+                reason = self.reason_against(bound, number, section, site)
                 if reason is None:
                     chosen.append(site)
                 else:
                     self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
                 self.apply(bound, number, section, site, chosen)
-            if required and section.required and not self.applied(bound, number):
+            needed = required and section.required and not bound.shrunk
+            if needed and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
             raise self.nothing(bound, 0)
@@ -133,9 +134,12 @@ class Matcher:
         """Whether a section of a rule goes anywhere."""
         return any(each.rule == bound.label and each.section == number for each in self.applications)
 
-    def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
+    def reason_against(self, bound: Bound, number: int, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
         own = section is bound.rule
+        left = bound.shrunk_at(site.id, number)
+        if left is not None and left.gone:
+            return "its gate was 0, and it was taken out"
         parts = bound.parts_of(section)
         if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
             said = ", ".join(selector.text for selector in parts)
@@ -217,11 +221,13 @@ class Matcher:
         """The parameters that a section makes at a site."""
         known = {**options, **signature(section, site.role).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
+        left = bound.shrunk_at(site.id, number)
         for name, parameter in section.parameters.items():
             initial = parameter.initial
             computed = initial.expression is not None
             behind = names_behind(found, "parameters", name) if computed else ()
-            shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
+            sizes = {each.axis: size_at(each.size, known) or 0 for each in parameter.dimensions}
+            shape = tuple(({**sizes, **left.sizes} if left else sizes)[axis] for axis in sizes)
             yield NewParameter(
                 name,
                 f"{self.home(bound, site, number)}.{name}",
