@@ -105,8 +105,8 @@ def prove_gates(rule: Rule, section: Section, role: Signature, options: Mapping[
         if len(gate.named) > 1:
             raise fault("R063", place, f"a gate has one axis or none, {name!r} has {len(gate.named)}")
         if not gate.named:
-            if section.train or not vanishes(rule, section, role, options, name):
-                message = f"where {name!r} is 0, something is left of the section"
+            if left := [*section.train, *remains(rule, section, role, options, name)]:
+                message = f"where {name!r} is 0, something is left: {left[0]!r} is not as it was"
                 raise fault("R063", place, message, hint=HINT)
             continue
         (axis,) = gate.named
@@ -123,18 +123,18 @@ def prove_gates(rule: Rule, section: Section, role: Signature, options: Mapping[
         walk(rule, section, role, options, name, Gated(axis))
 
 
-def vanishes(
+def remains(
     rule: Rule, section: Section, role: Signature, options: Mapping[str, Constant], gate: str
-) -> bool:
-    """Whether nothing of a section is left where a gate is 0 as a whole."""
+) -> list[str]:
+    """The ports and weights that are not as they were where a gate is 0 as a whole."""
     new = walk(rule, section, role, options, gate, Gated(None))
-    return all(of.port == port for port, of in new.items())
+    return [port for port, of in new.items() if of.port != port]
 
 
 def gone(rule: Rule, number: int, role: str, options: Mapping[str, Constant], gate: str) -> bool:
-    """`vanishes`, for the section of a number at a site."""
+    """Whether nothing of a section is left at a site of this role where a gate is 0 as a whole."""
     section = rule.sections[number]
-    return not section.train and vanishes(rule, section, signature(section, role), options, gate)
+    return not section.train and not remains(rule, section, signature(section, role), options, gate)
 
 
 def walk(

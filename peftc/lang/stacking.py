@@ -41,6 +41,7 @@ def stack(drafts: Iterable[Draft], rule: Rule, index: int, axis: str, label: str
                 "init": f"saved({name.removeprefix(f'{label}_')})",
                 "trainable": False,
                 "seed": None,
+                "gate": False,
             }
             draft.parameters[name] = (parameter.model_copy(update=changed), at)
         draft.merge, draft.loss, draft.losses, draft.schedule = {}, {}, {}, {}

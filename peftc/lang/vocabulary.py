@@ -1,4 +1,6 @@
-"""The operations that peftc itself brings. Knows no torch: each names what it becomes."""
+"""The operations that peftc itself brings. Knows no torch: each names what it becomes. Longer than most files here:
+one entry for each.
+"""
 
 from __future__ import annotations
 

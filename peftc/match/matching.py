@@ -1,4 +1,7 @@
-"""Makes the plan: for every rule, every site of its roles is either an application or a skip with its reason."""
+"""Makes the plan: for every rule, every site of its roles is either an application or a skip with its reason.
+
+Longer than most files here: one walk over rules and sites, with every reason for which a site is left out.
+"""
 
 from __future__ import annotations
 

@@ -92,6 +92,8 @@ class DropLayers:
 
     def set(self, sites: Sequence[Targets], values: Mapping[str, Constant]) -> None:
         """Turn the first n layers off, and the others on, in training and out of it."""
+        if int(values["dropped"]) != values["dropped"]:
+            raise ScheduleError(f"dropped must be a whole number of layers, not {values['dropped']}")
         self.turn(sites, "kept", int(values["dropped"]))
 
     def turn(self, sites: Sequence[Targets], name: str, dropped: int) -> None:

@@ -12,21 +12,26 @@ from torch import Tensor, nn
 from peftc.errors import ScheduleError, instead
 from peftc.lang import Bound, Constant
 from peftc.lang.document import Schedule
-from peftc.lang.operations import setting_problem
-from peftc.lang.policies import POLICIES, Policy
+from peftc.lang.operations import Setting, setting_problem
+from peftc.lang.policies import POLICIES
 from peftc.match.plan import Application, Plan
 from peftc.runtime.policies import Running
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """One schedule of one section: its policy, as told of and at work, and at each site the paths of its parameters."""
+    """One schedule of one section: its policy by name and at work, and at each site the paths of its parameters."""
 
     rule: str
     name: str
-    told: Policy
+    word: str
     policy: Running
     sites: tuple[Mapping[str, str], ...]
+
+    @property
+    def sets(self) -> Mapping[str, Setting]:
+        """What a person can set of it."""
+        return POLICIES[self.word].sets
 
 
 class Schedules:
@@ -73,19 +78,16 @@ class Schedules:
             message = f"{rule} has no schedule here"
             raise ScheduleError(message, hint=instead(rule, {each.rule for each in self.scheduled}))
         for name, value in values.items():
-            having = [each for each in asked if name in each.told.sets]
+            having = [each for each in asked if name in each.sets]
             if not having:
-                known = {setting for each in asked for setting in each.told.sets}
+                known = {setting for each in asked for setting in each.sets}
                 raise ScheduleError(f"no schedule here has {name!r} to set", hint=instead(name, known))
-            setting = having[0].told.sets[name]
-            problem = setting_problem(setting, value)
-            if problem is None and isinstance(setting.min, int) and value != int(value):
-                problem = f"must be a whole number, not {value}"
-            if problem:
+            setting = having[0].sets[name]
+            if problem := setting_problem(setting, value):
                 raise ScheduleError(f"{name} of {having[0].rule} {problem}", hint=setting.doc)
         with torch.no_grad():
             for each in asked:
-                own = {name: value for name, value in values.items() if name in each.told.sets}
+                own = {name: value for name, value in values.items() if name in each.sets}
                 if own:
                     each.policy.set([targets_of(root, site) for site in each.sites], own)
 
@@ -128,8 +130,8 @@ def scheduled(
     make = getattr(importlib.import_module(space), kind)
     layers = [layer for _, layer in sites.values()]
     running: Running = make(settings, layers, axes)
-    paths = tuple(held for held, _ in sites.values())
-    return Scheduled(bound.label, f"{bound.label}.{number}.{name}", policy, running, paths)
+    where = tuple(held for held, _ in sites.values())
+    return Scheduled(bound.label, f"{bound.label}.{number}.{name}", told.policy, running, where)
 
 
 def targets_of(root: nn.Module, paths: Mapping[str, str]) -> dict[str, Tensor]:

@@ -127,6 +127,7 @@ def surface(rule: Rule) -> str:
         lines += [
             f"    {name} [{made.axes}] {made.init} {made.dtype} "
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
+            f"{', a gate' if made.gate else ''}"
             for name, made in sorted(section.parameters.items())
         ]
         lines += [

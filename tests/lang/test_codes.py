@@ -30,6 +30,7 @@ CHAIN = "\n".join([*(f'c{i} = "c{i + 1}"' for i in range(40)), 'c40 = "rank"', '
 MANY = f'k = {{ default = "c0", choices = [{", ".join(f"{chr(34)}c{i}{chr(34)}" for i in range(60))}] }}'
 HEAVY = "[let]\n" + "\n".join(f'w{i} = "{" + ".join(["activate(x, kind=k)"] * 20)}"' for i in range(4))
 COUNTS = "[options]\ncount = { default = 2, min = 1 }\n"
+GATE = 'g = { axes = "", init = "ones", gate = true }\n\n[let]'
 
 CASES = [
     case("R001", LORA, ('name      = "lora"', f'name = "lora" # {"x" * 66000}')),
@@ -170,6 +171,24 @@ CASES = [
     case("R061", LORA, ("[options]", COUNTS), ('"kaiming_uniform"', '"saved(A)"'),
                        ('"d_out rank", init = "zeros"', '"count d_out rank", init = "saved(B)"')),
     case("R060", LORA, ('init = "kaiming_uniform"', 'init = "saved(A)", seed = 3')),
+    case("R063", ADALORA, ("* E @ B", "@ B) + sum(E, axis='rank'")),
+    case("R063", ADALORA, ("@ A) * E @ B", "@ (A + E)) @ B")),
+    case("R063", ADALORA, ("* E @ B", "* exp(E) @ B")),
+    case("R063", ADALORA, ("* E @ B", "* softmax(E, axis='rank') @ B")),
+    case("R063", ADALORA, ("* E @ B", "* activate(E, kind='sigmoid') @ B")),
+    case("R063", ADALORA, ("* E @ B", "* while_training(E) @ B")),
+    case("R063", ADALORA, ("* E @ B", "* E * mean(E, axis='rank') @ B")),
+    case("R063", ADALORA, ("* E @ B", "* rename(rename(E, axis='rank', to='r'), axis='r', to='rank') @ B")),
+    case("R063", ADALORA, ("B @ (E * A)", "B @ A")),
+    case("R063", ADALORA, ('init = "zeros", gate = true', 'init = "zeros"'),
+                          ('"rank d_in",  init = "normal(std=0.02)"', '"rank d_in",  init = "normal(std=0.02)", gate = true')),
+    case("R063", ADALORA, ('"rank",       init = "zeros"', '"rank",       init = "zeros", share = "model"')),
+    case("R063", LORA, ("[let]", GATE), ("y + delta", "y + delta + g * delta")),
+    case("R063", LORA, ("[let]", GATE), ("y + delta", "g * y + delta")),
+    case("R063", LORA, ("[let]", GATE), ("y + delta", "y + exp(g) * delta")),
+    case("R063", LORA, ("[let]", GATE), ("y + delta", "g * delta - y")),
+    case("R063", LORA, ("[let]", GATE), ("y + delta", "y + g * delta")),
+    case("R063", LORA, ("[let]", GATE.replace('""', '"d_out"')), ("y + delta", "y + g * delta")),
     case("R003", ADALORA, ("weight =", "wieght =")),
     case("R003", ADALORA, ("settings  ", "stetings  ")),
     case("R004", ADALORA, ('policy     = "rank_budget"\n', "")),
