@@ -12,16 +12,17 @@ from peftc.analyse import Site, analyse
 from peftc.capture.normalise import CATALOGUE
 from peftc.certificate import Certificate
 from peftc.certificate import check as certificate_of
+from peftc.errors import SavedAdapterError
 from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of
 from peftc.inspect import graph as graph_of
-from peftc.lang import Bound, Rule, RuleLike, bind_all, default_library
+from peftc.lang import Bound, Rule, RuleLike, bind_all, counted_by, default_library, read_from
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
-from peftc.runtime import capture_example, carry_out, look, pack, start_from, twin
+from peftc.runtime import SavedTensors, capture_example, carry_out, look, pack, start_from, twin
 from peftc.runtime import param_groups as groups_of
-from peftc.store import StoredModule, load_adapter
+from peftc.store import StoredModule, load_adapter, read_saved
 
 
 def rules() -> tuple[Rule, ...]:
@@ -64,6 +65,19 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     return certificate_of(compiled, example_inputs)
 
 
+def bound_rules(
+    rules: RuleLike | Iterable[RuleLike], saved: Mapping[str, str | Path] | None
+) -> tuple[tuple[Bound, ...], dict[str, SavedTensors]]:
+    """Rules as the user asks for them, and the tensors of the saved adapters that they read."""
+    bounds = bind_all(rules)
+    adapters = read_saved(saved or {})
+    if adapters and not any(counted_by(bound.rule) for bound in bounds):
+        message = f"no rule reads saved adapters: {', '.join(bound.label for bound in bounds)}"
+        raise SavedAdapterError(message, where="saved adapters", hint="leave `saved` out")
+    read = tuple(read_from(bound, [each.rule for each in adapters]) for bound in bounds)
+    return read, {each.rule.name: each.tensors for each in adapters}
+
+
 def plan(
     model: nn.Module,
     rules: RuleLike | Iterable[RuleLike],
@@ -73,6 +87,7 @@ def plan(
     budget: int | None = None,
     passes: str | Iterable[str] = (),
     watch: Watch | None = None,
+    saved: Mapping[str, str | Path] | None = None,
 ) -> Plan:
     """What compiling would do: every site, every application, every skip with its reason. Makes nothing.
 
@@ -85,13 +100,15 @@ def plan(
         passes: how graphs are normalised: `"fold_masks(longest=64)"` sets an option of a pass, `"-group_heads"`
             turns one off; `peftc passes` lists them.
         watch: called after every pass with its `PassRecord` and the graph it left.
+        saved: folders of adapters by any names, for rules that are made of trained adapters.
 
     Raises:
         SpecError, RuleError: a rule cannot be read.
         MatchError: it does not fit the model.
         CaptureError: the model cannot be captured.
+        SavedAdapterError: saved adapters differ, or no rule reads them.
     """
-    bounds, settings = bind_all(rules), pass_settings(passes, watch)
+    (bounds, _), settings = bound_rules(rules, saved), pass_settings(passes, watch)
     return look(model, bounds, example_inputs, default_rules() if defaults else (), budget, settings).plan
 
 
@@ -104,6 +121,7 @@ def compile(  # noqa: A001 - named as torch.compile is
     budget: int | None = None,
     passes: str | Iterable[str] = (),
     watch: Watch | None = None,
+    saved: Mapping[str, str | Path] | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A module of the model's own class, with the rules in it. Arguments and errors are those of `plan`.
@@ -114,10 +132,10 @@ def compile(  # noqa: A001 - named as torch.compile is
         data: real inputs, arguments of `forward` by name, for rules whose parameters start from what the model
             computes on them.
     """
-    bounds, settings, copied = bind_all(rules), pass_settings(passes, watch), twin(model)
+    (bounds, tensors), settings, copied = bound_rules(rules, saved), pass_settings(passes, watch), twin(model)
     looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget, settings)
     pack(copied, looked.plan)
-    return carry_out(looked, copied, StoredModule, start_from(looked, copied, data))
+    return carry_out(looked, copied, StoredModule, start_from(looked, copied, data, tensors))
 
 
 def load(

@@ -19,12 +19,14 @@ PeftcError
 ├── QuantiseError              weights cannot be packed into fewer bits, or read from them
 ├── ScheduleError              a schedule cannot be carried out in this training run
 ├── MergeError                 a rule is no change of weights, or a weight has no place for it
+├── ShrinkError                no rule of a module has gates, or nothing of it would be left
 ├── ProgramError               a call that the compiled module cannot serve
 │   └── BranchError            data takes another way through the model's code than the one captured
 ├── PassFailedError            a pass over a graph broke: a fault of peftc, never of the user's
 ├── StoreError                 an adapter folder cannot be written or read
 │   ├── CorruptAdapterError    the files are damaged or incomplete
 │   ├── ForeignAdapterError    the adapter belongs to another model
+│   ├── SavedAdapterError      adapters cannot be read together, or not by the rule that would read them
 │   └── OutputExistsError      the folder is already there
 ├── DataError                  a data file is missing or malformed
 └── ModelError                 a model's path is missing, or it cannot be loaded
@@ -146,6 +148,10 @@ class MergeError(PeftcError):
     """A rule is no change of weights, or a weight has no place for what it adds."""
 
 
+class ShrinkError(PeftcError):
+    """No rule of a module has gates, or nothing of a module's rules would be left."""
+
+
 class ProgramError(PeftcError):
     """A call that the compiled module cannot serve."""
 
@@ -182,6 +188,10 @@ class CorruptAdapterError(StoreError):
 
 class ForeignAdapterError(StoreError):
     """The adapter belongs to another model."""
+
+
+class SavedAdapterError(StoreError):
+    """Adapters cannot be read together, or not by the rule that would read them."""
 
 
 class OutputExistsError(StoreError):

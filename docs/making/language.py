@@ -61,7 +61,12 @@ def language() -> str:
         "out; with a Trainer of your own, give it the callback `peftc.finetune.schedules.RunSchedules(compiled)`; in "
         "a loop of your own, call `compiled.update_schedules(step, total)` after each `optimizer.step()`. Whatever "
         "they need to go on is in `compiled.schedules.state_dict()`.",
-        table(("policy", "parameters", "settings", "meaning"), (_policy(name) for name in sorted(POLICIES))),
+        "What a policy leaves to be set by hand is set with `compiled.set_schedule(name=value)` at any time, and saved "
+        "with the adapter.",
+        table(
+            ("policy", "parameters", "settings", "set by hand", "meaning"),
+            (_policy(name) for name in sorted(POLICIES)),
+        ),
         "## Number formats",
         'What a `quantise` can name. Weights are packed and unpacked by bitsandbytes (`pip install "peftc[quant]"`). '
         "Products read packed weights, and unpack them once more for the gradient of what was multiplied; any other "
@@ -201,14 +206,15 @@ def _setting(name: str, setting: Setting) -> str:
     return f"{code(name)}: {setting.doc} ({', '.join(limits)})"
 
 
-def _policy(name: str) -> tuple[str, str, str, str]:
+def _policy(name: str) -> tuple[str, str, str, str, str]:
     policy = POLICIES[name]
     targets = "; ".join(
         f"{code(key)}: {target.doc} ({'trained' if target.trainable else 'frozen'})"
         for key, target in policy.takes.items()
     )
     settings = "; ".join(_setting(key, setting) for key, setting in policy.settings.items())
-    return code(name), targets, settings, f"{policy.doc} {policy.paper}".rstrip()
+    by_hand = "; ".join(_setting(key, setting) for key, setting in policy.sets.items())
+    return code(name), targets, settings, by_hand, f"{policy.doc} {policy.paper}".rstrip()
 
 
 def _format(name: str) -> tuple[str, str, str, str]:

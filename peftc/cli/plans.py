@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from peftc.cli.application import app
-from peftc.cli.specs import CommandOfRules, bound
+from peftc.cli.specs import CommandOfRules, SavedOption, bound, saved_adapters
 
 
 @app.command(no_args_is_help=True, cls=CommandOfRules)
@@ -21,10 +21,14 @@ def plan(
             help="Rules, as in [b]lora:q,v(rank=16)@4-11 prefix:20[/]; how they are written stands below."
         ),
     ],
+    saved: SavedOption = None,
 ) -> None:
     """Show where rules would act on a model, where not and why, and how many parameters they train."""
     bound(rules)
+    adapters = saved_adapters(saved or ())
     from peftc import api
     from peftc.finetune.models import load_as_saved
 
-    Console().print(str(api.explain(api.plan(load_as_saved(model), rules))), highlight=False, markup=False)
+    Console().print(
+        str(api.explain(api.plan(load_as_saved(model), rules, saved=adapters))), highlight=False, markup=False
+    )

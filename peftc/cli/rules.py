@@ -14,7 +14,17 @@ from rich.text import Text
 
 from peftc.cli.application import app
 from peftc.errors import PeftcError
-from peftc.lang import Option, Rule, Section, default_library, known_words, load_rule, write
+from peftc.lang import (
+    POLICIES,
+    Option,
+    Parameter,
+    Rule,
+    Section,
+    default_library,
+    known_words,
+    load_rule,
+    write,
+)
 
 
 @app.command()
@@ -121,11 +131,19 @@ def _tables(rule: Rule) -> Iterator[tuple[str, Table]]:
             yield (
                 f"parameters{suffix}",
                 _table(
-                    (name, f"[{made.axes}]", made.init, "" if made.trainable else "frozen")
+                    (name, f"[{made.axes}]", made.init, " ".join(kinds_of(made)))
                     for name, made in section.parameters.items()
                 ),
             )
         yield f"equations{suffix}", _table(_equations(section))
+
+
+def kinds_of(made: Parameter) -> Iterator[str]:
+    """What is to be known of a parameter besides."""
+    if not made.trainable:
+        yield "frozen"
+    if made.gate:
+        yield "gate"
 
 
 def _equations(section: Section) -> Iterator[tuple[str, ...]]:
@@ -150,6 +168,8 @@ def _equations(section: Section) -> Iterator[tuple[str, ...]]:
             name,
             f"{told.policy}({', '.join(f'{key}={value}' for key, value in given.items())})",
         )
+        for key, setting in POLICIES[told.policy].sets.items():
+            yield ("set_schedule", key, setting.doc)
     for text in section.match.where:
         yield ("only where", "", text)
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from peftc.errors import PeftcError
+from peftc.errors import PeftcError, SpecError
 from peftc.lang import GRAMMAR, GROUPS, PIECES, ROLES, SCOPES, Bound, bind_all, default_library
 
 EXAMPLES = ("lora:q,v", "prefix:20", "lora:attention(rank=16)@4-11", "lora:decoder.q", "lora:path=*.out_proj")
+
+SavedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--saved",
+        metavar="NAME=FOLDER",
+        help="A trained adapter, for a rule that is made of them: any name, and the folder it is in. Give --saved "
+        "once for each.",
+        rich_help_panel="Model and rules",
+    ),
+]
 
 
 def grammar() -> str:
@@ -52,6 +65,20 @@ class CommandOfRules(TyperCommand):
         """Write the help."""
         self.epilog = grammar() + options()
         super().format_help(ctx, formatter)
+
+
+def saved_adapters(given: Iterable[str]) -> dict[str, Path]:
+    """`NAME=FOLDER` of the command line, by name. Raises SpecError."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not (name.strip() and equals and folder.strip()):
+            message = f"{text!r} is not NAME=FOLDER"
+            raise SpecError(message, where="--saved", hint="as in --saved sentiment=out/sentiment")
+        if name.strip() in found:
+            raise SpecError(f"{name.strip()} is given twice", where="--saved")
+        found[name.strip()] = Path(folder.strip())
+    return found
 
 
 def bound(rules: Iterable[str]) -> tuple[Bound, ...]:

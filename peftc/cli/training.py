@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from peftc.cli.application import app
-from peftc.cli.specs import CommandOfRules, bound
+from peftc.cli.specs import CommandOfRules, SavedOption, bound, saved_adapters
 
 MODEL, DATA, TRAINING, OUTPUT = "Model and rules", "Data", "Training", "Output"
 
@@ -78,6 +78,7 @@ def finetune(
     task: Annotated[
         TaskName, typer.Option(help="What to learn.", rich_help_panel=MODEL)
     ] = TaskName.CLASSIFICATION,
+    saved: SavedOption = None,
     pooling: Annotated[
         PoolingName,
         typer.Option(
@@ -213,6 +214,7 @@ def finetune(
         task=task.value,
         rules=tuple(rules),
         out=out,
+        saved=saved_adapters(saved or ()),
         eval_data=eval_data,
         split_by=split_by,
         eval_fraction=eval_fraction,

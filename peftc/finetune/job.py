@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ class Settings:
     task: Task
     rules: tuple[str, ...]
     out: Path
+    saved: Mapping[str, Path] = field(default_factory=dict, hash=False)
     eval_data: Path | None = None
     split_by: str | None = None
     eval_fraction: float = 0.2
@@ -84,6 +86,9 @@ class Job(BaseModel):
     eval_fraction: float
     max_rows: int | None
     versions: dict[str, str]
+    saved: dict[
+        str, str
+    ] = {}  # adapters that rules read: name → digest of its tensors, wherever its folder lies
 
 
 # A run goes on only with the job it began: these may differ, the rest may not.
@@ -92,6 +97,8 @@ FREE_ON_RESUME = frozenset({"model", "data", "eval_data", "versions"})
 
 def job_of(settings: Settings, labels: tuple[str, ...]) -> Job:
     """The job that these settings are, with its data's hash and the versions in use."""
+    from peftc.store import digest_of_saved  # with torch, which reading settings does not need
+
     return Job(
         model=str(settings.model.resolve()),
         task=settings.task,
@@ -112,6 +119,7 @@ def job_of(settings: Settings, labels: tuple[str, ...]) -> Job:
         eval_fraction=settings.eval_fraction,
         max_rows=settings.max_rows,
         versions=versions(),
+        saved={name: digest_of_saved(folder) for name, folder in settings.saved.items()},
     )
 
 
@@ -128,10 +136,10 @@ def versions() -> dict[str, str]:
 
 def difference(before: Job, now: Job) -> str | None:
     """The first field in which a resumed job differs from the one that began, in words; None where none."""
-    for field in Job.model_fields:
-        old, new = getattr(before, field), getattr(now, field)
-        if field not in FREE_ON_RESUME and old != new:
-            return f"{field} was {old!r} and is now {new!r}"
+    for name in Job.model_fields:
+        old, new = getattr(before, name), getattr(now, name)
+        if name not in FREE_ON_RESUME and old != new:
+            return f"{name} was {old!r} and is now {new!r}"
     return None
 
 

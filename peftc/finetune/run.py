@@ -56,6 +56,7 @@ def finetune(settings: Settings, console: Console) -> Result:
     """Trains and writes the output folder. Raises PeftcError for anything the user can put right."""
     check_model_path(settings.model)
     check_optimizer(settings.optimizer)
+    api.bound_rules(settings.rules, settings.saved)
     data = load_data(settings)
     output = open_output(settings.out, resume=settings.resume, overwrite=settings.overwrite)
     try:
@@ -82,6 +83,7 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
         loaded.model,
         list(settings.rules),
         example_inputs(loaded, settings.task),
+        saved=settings.saved,
         data=first_batch(settings, encoded, loaded),
     )
     # Let go of the model that came: where rules keep weights in fewer bits, it is the last to hold them whole.
@@ -121,7 +123,7 @@ def trained(settings: Settings, data: Data, output: Output, console: Console) ->
             metrics["evaluation"]["accuracy"] = scores["eval_accuracy"]
     metrics["history"] = trainer.state.log_history
     if is_main_process():
-        write_results(settings, job, data, encoded, loaded, trainer, metrics, output)
+        write_results(settings, job, data, encoded, loaded, trainer, metrics, output, console)
     return Result(output.out, metrics)
 
 
@@ -263,11 +265,18 @@ def write_results(
     trainer: AdapterTrainer,
     metrics: Mapping[str, Any],
     output: Output,
+    console: Console,
 ) -> None:
     """Adapter, job, figures, picture and held-out predictions, then the one rename that makes them the
     output.
     """
-    trainer.compiled.save_pretrained(output.work / ADAPTER_FOLDER, overwrite=True)
+    compiled = trainer.compiled
+    if compiled.can_shrink():
+        compiled = compiled.shrink()
+        left = compiled.get_nb_trainable_parameters()[0]
+        console.print(f"shrunk: {left:,} parameters are left of what was trained; it computes the same")
+        metrics = {**metrics, "parameters": {**metrics["parameters"], "after_shrinking": left}}
+    compiled.save_pretrained(output.work / ADAPTER_FOLDER, overwrite=True)
     write_job(job, output.work)
     draw_loss(
         trainer.state.log_history,
@@ -276,7 +285,7 @@ def write_results(
     )
     if data.labels and encoded.evaluation is not None:
         batches = list(batches_by_length(encoded.evaluation, job.batch_size))
-        logits = logits_of(trainer.compiled, encoded.evaluation, collator_for(loaded.tokenizer), batches)
+        logits = logits_of(compiled, encoded.evaluation, collator_for(loaded.tokenizer), batches)
         predictions = Predictions.of(logits, data.labels, data.evaluation)
         write_predictions(predictions, output.work / PREDICTIONS_FILE)
     (output.work / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

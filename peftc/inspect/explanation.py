@@ -29,6 +29,7 @@ class SiteGroup:
         parameters: name → shape of what is added at each; trains: ports whose weight trains.
         quantises: port → how its weight is kept.
         count: trainable elements at all of them that no group before had.
+        options: those of the rule that have another value here.
     """
 
     where: str
@@ -38,6 +39,7 @@ class SiteGroup:
     trains: tuple[str, ...]
     count: int
     quantises: Mapping[str, str] = field(hash=False, default_factory=dict)
+    options: Mapping[str, Any] = field(hash=False, default_factory=dict)
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
@@ -46,7 +48,9 @@ class SiteGroup:
         added = [f"{name} {sizes(shape)}" for name, shape in self.parameters.items()]
         trained = [f"trains {', '.join(self.trains)}"] if self.trains else []
         kept = [f"keeps {port} in {packing}" for port, packing in self.quantises.items()]
-        return self.where, layers, str(len(self.sites)), ", ".join(added + trained + kept), f"{self.count:,}"
+        own = [f"with {' '.join(f'{name}={value}' for name, value in self.options.items())}"]
+        what = ", ".join(added + trained + kept + (own if self.options else []))
+        return self.where, layers, str(len(self.sites)), what, f"{self.count:,}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,17 @@ def alike(application: Application) -> tuple[object, ...]:
     site = application.site
     shapes = tuple((parameter.name, parameter.shape) for parameter in application.parameters)
     outside = site.path if site.layer is None else ""
-    return application.section, site.scope, site.role, site.part, outside, shapes, tuple(application.trains)
+    own = tuple(sorted(application.options.items()))
+    return (
+        application.section,
+        site.scope,
+        site.role,
+        site.part,
+        outside,
+        shapes,
+        tuple(application.trains),
+        own,
+    )
 
 
 def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) -> SiteGroup:
@@ -196,6 +210,7 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
         tuple(first.trains),
         count,
         {port: str(packing) for port, packing in first.quantises.items()},
+        dict(first.options),
     )
 
 

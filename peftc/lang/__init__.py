@@ -43,8 +43,11 @@ from peftc.lang.policies import POLICIES, Policy, Target, register_policy
 from peftc.lang.quantising import packing_of, packing_problem
 from peftc.lang.reading import read_file, read_mapping, read_text
 from peftc.lang.roles import CALL_AXES, GROUPS, ROLES, SCOPES, Port, Role, accepts, known_words
+from peftc.lang.saved import SavedRule, counted_by, read_from
 from peftc.lang.scope import Scope
+from peftc.lang.shrunk import Shrunk
 from peftc.lang.signature import Signature, signature
+from peftc.lang.site_options import SiteOptions
 from peftc.lang.source import Place, Source
 from peftc.lang.spec import GRAMMAR, PIECES, Layers, Spec, read_layers, read_spec
 from peftc.lang.vocabulary import ACTIVATIONS
@@ -96,11 +99,14 @@ __all__ = [
     "Role",
     "Rule",
     "RuleLike",
+    "SavedRule",
     "Schedule",
     "Scope",
     "Section",
     "Setting",
+    "Shrunk",
     "Signature",
+    "SiteOptions",
     "Source",
     "Spec",
     "Target",
@@ -115,6 +121,7 @@ __all__ = [
     "check",
     "conditions",
     "contract",
+    "counted_by",
     "default_library",
     "flatten",
     "is_on",
@@ -128,6 +135,7 @@ __all__ = [
     "read_axes",
     "read_dimensions",
     "read_file",
+    "read_from",
     "read_initial",
     "read_layers",
     "read_mapping",

@@ -2,7 +2,8 @@
 yet.
 
 `bind` takes what users give (a spec, a mapping, a path, a Rule) and gives a Bound; `flatten` and `from_flat`
-store one in an adapter, which is then read back with no library at hand. Raises SpecError and RuleError.
+store one in an adapter, which is then read back with no library at hand. Raises SpecError and RuleError. Longer than
+most files here: every way in which a user can ask for a rule.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from peftc.lang.document import Rule, Section
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.reading import read_mapping
 from peftc.lang.roles import SCOPES, accepts, known_words
+from peftc.lang.shrunk import Shrunk, as_data, from_data
+from peftc.lang.site_options import SiteOptions, one_for_all, options_at
 from peftc.lang.source import Source
-from peftc.lang.spec import Layers, Setting, Span, Spec, read_layers, read_spec
+from peftc.lang.spec import Layers, Setting, SiteSettings, Span, Spec, read_layers, read_spec
 
 RuleLike: TypeAlias = str | Path | Rule | Mapping[str, Any]
 """What a user can give for a rule. A text is a spec."""
+
+CHOICES = ("part", "layers", "path", "sites")
+"""What a mapping can say besides options: where the rule acts, and with which options where."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Bound:
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
     They choose among the sites of the rule's main section, and of those that act only when they are asked for; any
-    other section under `also` follows its own match.
+    other section under `also` follows its own match. `sites` are other values of options at some of the sites, of any
+    section. `saved` are the adapters that parameters are read from, by what the user calls them (`peftc.lang.saved`).
+    `shrunk` is what was taken out after training.
     """
 
     rule: Rule
@@ -56,6 +64,22 @@ class Bound:
     layers: Layers | None = None
     path_glob: str | None = None
     text: str = field(default="", compare=False)
+    sites: tuple[SiteOptions, ...] = ()
+    saved: tuple[str, ...] = ()
+    shrunk: tuple[Shrunk, ...] = ()
+
+    def shrunk_at(self, site: str, number: int) -> Shrunk | None:
+        """What is left of a section at a site from which something was taken out."""
+        return next((each for each in self.shrunk if (each.site, each.section) == (site, number)), None)
+
+    def is_narrowed(self, number: int) -> bool:
+        """Whether entries of axes were taken out of a section."""
+        return any(each.section == number and each.sizes for each in self.shrunk)
+
+    def options_at(self, path: str, site: str) -> dict[str, Constant]:
+        """The options whose values differ at a site of this module path and id, with these values."""
+        found = options_at(self.sites, path, site)
+        return {name: value for name, value in found.items() if value != self.options[name]}
 
     def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
         """The parts that a section of the rule is for; none means every part of its roles."""
@@ -87,11 +111,16 @@ class Bound:
         name = str(flat["rule"].get("name", "a stored rule"))
         rule = check(read_mapping(flat["rule"], Source(f"{name} (stored)")))
         request = _Request(str(flat.get("text", "")))
-        fields = {key: flat[key] for key in ("part", "layers", "path") if flat.get(key)}
+        fields = {key: flat[key] for key in ("part", "layers", "path", "sites") if flat.get(key)}
         given = flat.get("options", {})
         if not isinstance(given, Mapping):
             raise SpecError("the options of a stored rule must be a mapping", where=name)
-        return replace(request.bound(rule, given, fields), label=_label(flat.get("label", rule.name)))
+        saved = flat.get("saved", ())
+        if not isinstance(saved, Sequence) or not all(isinstance(each, str) for each in saved):
+            raise SpecError("the saved adapters of a stored rule must be names", where=name)
+        bound = request.bound(rule, given, fields)
+        label, shrunk = _label(flat.get("label", rule.name)), from_data(flat.get("shrunk", ()))
+        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk)
 
 
 def chosen_roles(rule: Rule) -> tuple[str, ...]:
@@ -110,6 +139,9 @@ def flatten(bound: Bound) -> dict[str, Any]:
         "layers": bound.layers.text if bound.layers else None,
         "path": bound.path_glob,
         "rule": bound.rule.content,
+        **({"sites": {each.glob: dict(each.options) for each in bound.sites}} if bound.sites else {}),
+        **({"saved": list(bound.saved)} if bound.saved else {}),
+        **({"shrunk": as_data(bound.shrunk)} if bound.shrunk else {}),
     }
 
 
@@ -174,7 +206,17 @@ def _bind_spec(spec: Spec, library: Library) -> Bound:
             raise request.fail(SpecError, name, f"{name} is given twice: after the colon, and here")
         request.spans[name] = setting.name if name not in rule.options else setting.value
         options[name] = _spec_value(setting, rule)
+    if spec.sites:
+        fields["sites"] = {each.glob.text: _site_settings(each, rule, request) for each in spec.sites}
     return request.bound(rule, options, fields)
+
+
+def _site_settings(given: SiteSettings, rule: Rule, request: _Request) -> dict[str, object]:
+    """The options of one glob of a spec."""
+    for setting in given.settings:
+        span = setting.name if setting.name.text not in rule.options else setting.value
+        request.spans[f"{given.glob.text}: {setting.name.text}"] = span
+    return {setting.name.text: _spec_value(setting, rule) for setting in given.settings}
 
 
 def _names_parts(rule: Rule, text: str) -> bool:
@@ -198,12 +240,8 @@ def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
         base = _Request(str(named)).bound(rule, {}, {})
     else:
         raise SpecError(f"the key 'rule' is a name, a path or a Rule, not {named!r}")
-    fields = {key: given[key] for key in ("part", "layers", "path") if given.get(key) is not None}
-    options = {
-        str(key): value
-        for key, value in given.items()
-        if key not in ("rule", "label", "part", "layers", "path")
-    }
+    fields = {key: given[key] for key in CHOICES if given.get(key) is not None}
+    options = {str(key): value for key, value in given.items() if key not in ("rule", "label", *CHOICES)}
     bound = request.bound(base.rule, options, fields)
     return replace(bound, label=_label(given.get("label", bound.label)))
 
@@ -232,23 +270,44 @@ class _Request:
 
     def bound(self, rule: Rule, given: Mapping[str, object], fields: Mapping[str, object]) -> Bound:
         """The rule with these options, parts, layers and path."""
-        for name in given:
-            if name not in rule.options:
-                message = f"{rule.name} has no option {name!r}"
-                raise self.fail(UnknownOptionError, name, message, instead(name, rule.options))
-        options = {name: self._option(rule, name, given) for name in rule.options}
+        options = {
+            **{name: option.typed(option.default) for name, option in rule.options.items()},
+            **self._options(rule, given),
+        }
         parts, path = self._parts(rule, fields.get("part", ()))
         if "path" in fields:
             path = self._path(fields["path"])
-        return Bound(rule, rule.name, options, parts, self._layers(fields.get("layers")), path, self.text)
+        layers, sites = self._layers(fields.get("layers")), self._sites(rule, fields.get("sites", {}))
+        return Bound(rule, rule.name, options, parts, layers, path, self.text, sites)
 
-    def _option(self, rule: Rule, name: str, given: Mapping[str, object]) -> Constant:
-        option = rule.options[name]
-        value = given.get(name, option.default)
-        if problem := option.problem(value):
-            message = f"{name} of {rule.name} {problem}"
-            raise self.fail(OptionValueError, name, message, option.help or None)
-        return option.typed(cast("Constant", value))
+    def _options(self, rule: Rule, given: Mapping[str, object], where: str = "") -> dict[str, Constant]:
+        """The options that are given, each a value it can have; `where` is the glob of some sites."""
+        for name, value in given.items():
+            key, said = (f"{where}: {name}", f"{where}: ") if where else (name, "")
+            if name not in rule.options:
+                message = f"{said}{rule.name} has no option {name!r}"
+                raise self.fail(UnknownOptionError, key, message, instead(name, rule.options))
+            option = rule.options[name]
+            if problem := option.problem(value):
+                message = f"{said}{name} of {rule.name} {problem}"
+                raise self.fail(OptionValueError, key, message, option.help or None)
+        return {name: rule.options[name].typed(cast("Constant", value)) for name, value in given.items()}
+
+    def _sites(self, rule: Rule, given: object) -> tuple[SiteOptions, ...]:
+        """The options of some sites, by globs."""
+        if not isinstance(given, Mapping) or not all(isinstance(each, Mapping) for each in given.values()):
+            message = f"sites is a mapping from globs to options, not {given!r}"
+            raise self.fail(SpecError, "sites", message, "sites={'*.layers.0.*': {'rank': 16}}")
+        fixed, found = one_for_all(rule) if given else {}, []
+        for glob, options in given.items():
+            if not isinstance(glob, str) or not glob.strip() or not options:
+                message = f"sites is a mapping from globs to options, not {given!r}"
+                raise self.fail(SpecError, "sites", message, "sites={'*.layers.0.*': {'rank': 16}}")
+            found.append(SiteOptions(glob, self._options(rule, options, glob)))
+            if common := [name for name in options if name in fixed]:
+                message = f"{common[0]} of {rule.name} is one for all sites: {fixed[common[0]]} reads it"
+                raise self.fail(OptionValueError, f"{glob}: {common[0]}", message)
+        return tuple(found)
 
     def _parts(self, rule: Rule, part: object) -> tuple[tuple[PartSelector, ...], str | None]:
         """The selectors that a comma list or a sequence names, or the glob after `path=`."""

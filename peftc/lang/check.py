@@ -16,6 +16,7 @@ from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Option, Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
+from peftc.lang.gates import prove_gates
 from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
@@ -88,7 +89,7 @@ def _check_head(rule: Rule) -> None:
 def _check_options(rule: Rule) -> None:
     for name, option in rule.options.items():
         place = rule.source.place("options", name)
-        if not is_name(name) or name in ("part", "layers", "path", "rule", "label"):
+        if not is_name(name) or name in ("part", "layers", "path", "sites", "rule", "label"):
             raise fault("R020", place, f"{name!r} cannot name an option: the word is taken")
         numeric = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
         if not numeric and (option.min is not None or option.max is not None):
@@ -250,6 +251,8 @@ class _SectionCheck:
                 self._check_seed(place, parameter.seed)
             self._check_rate(self._place("parameters", name, "lr"), parameter)
             initial = known_initial(parameter.init, place, len(parameter.dimensions))
+            if initial.saved:
+                self._check_saved(place, name, parameter)
             if initial.expression is not None:
                 self._check_start_reads(name, parameter)
             for key, value in initial.settings:
@@ -289,6 +292,21 @@ class _SectionCheck:
             if name == WIDEST and (word in self.rule.options or word.isdigit()):
                 message = f"'{WIDEST}' takes an axis of a value, and {word!r} is none"
                 raise fault("R032", place, message, text=parameter.axes)
+
+    def _check_saved(self, place: Place, name: str, parameter: Parameter) -> None:
+        """One option of the rule counts the adapters, for all parameters that are read from them."""
+        first = parameter.dimensions[0]
+        if first.size not in self.rule.options:
+            message = f"the first axis of {name!r} counts saved adapters, so its size must be an option"
+            raise fault("R061", place, message, text=parameter.axes, hint=instead("", self._whole_options()))
+        counts = {made.dimensions[0].size for made in self.section.parameters.values() if made.initial.saved}
+        if len(counts) > 1:
+            message = f"saved adapters are counted by {' and '.join(map(repr, sorted(map(str, counts))))}"
+            raise fault("R061", place, message, text=parameter.axes)
+        if parameter.seed is not None:
+            raise fault(
+                "R060", self._place("parameters", name, "seed"), f"nothing of {name} is drawn: no seed"
+            )
 
     def _check_start_reads(self, name: str, parameter: Parameter) -> None:
         """What an initial value depends on is there when it is computed, once for each parameter."""
@@ -339,7 +357,7 @@ class _SectionCheck:
 
     def _check_rate(self, place: Place, parameter: Parameter) -> None:
         if not parameter.trainable and parameter.lr != 1.0:
-            raise fault("R061", place, f"lr = {parameter.lr!r}: a frozen parameter has no learning rate")
+            raise fault("R064", place, f"lr = {parameter.lr!r}: a frozen parameter has no learning rate")
         if isinstance(parameter.lr, str):
             option = self.rule.options.get(parameter.lr)
             if (
@@ -351,7 +369,7 @@ class _SectionCheck:
                 message = (
                     f"lr = {parameter.lr!r}: there is no such option that is a number with min = 0 or more"
                 )
-                raise fault("R061", place, message, hint=instead(parameter.lr, self.rule.options))
+                raise fault("R064", place, message, hint=instead(parameter.lr, self.rule.options))
             self.used.add(parameter.lr)
 
     def _check_law_option(self, place: Place, parameter: Parameter, key: str, name: str) -> None:
@@ -450,6 +468,7 @@ class _SectionCheck:
                 )
         for name in self.section.loss:
             scope.loss(name)
+        prove_gates(self.rule, self.section, role, options)
         for name, parameter in self.section.parameters.items():
             if parameter.initial.expression is not None:
                 self._check_start(name, parameter, lengths_of(scope.initial(name)))

@@ -71,7 +71,12 @@ CODES: Mapping[str, str] = MappingProxyType(
         "R058": "No policy has this name.",
         "R059": "A schedule does not fit its policy.",
         "R060": "An initial value does not fit its parameter.",
-        "R061": "A factor on the learning rate that is none.",
+        # saved adapters: RuleCheckError
+        "R061": "What is read of saved adapters cannot be stacked.",
+        "R062": "What a used rule adds to its port cannot be told.",
+        # gates: RuleCheckError
+        "R063": "Something is left where a gate is 0.",
+        "R064": "A factor on the learning rate that is none.",
         # quantised weights: RuleCheckError
         "R071": "A weight that cannot be quantised.",
         "R072": "No number format has this name.",

@@ -19,6 +19,7 @@ from peftc.lang.fragments import Fragments
 from peftc.lang.overrides import Overrides
 from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_quantise, renamed_schedule
 from peftc.lang.source import Place
+from peftc.lang.stacking import name_added, stack
 
 MOST_RULES = 16
 MOST_NAMES = 500
@@ -74,6 +75,13 @@ class Composite:
         self._refuse_long(place, use, used, label)
         options = self._options(index, use, used, label)
         drafts = [_relabelled(draft_of(used, s), place, label, options) for s in used.sections if not s.asked]
+        if use.saved is not None:
+            stack(drafts, self.rule, index, use.saved, label)
+        if use.added is not None:
+            place = self.rule.source.place("use", index, "added")
+            if use.added in (*use.let, *use.parameters):
+                raise fault("R020", place, f"{use.added!r} is what is added, and cannot be replaced")
+            name_added(drafts, place, f"{label}_{use.added}")
         Overrides(self.rule, index, use, used, label, options, set(self.options), drafts).put_in()
         self._drop_unread(index, use, used, options, drafts)
         drafts[0].required = True

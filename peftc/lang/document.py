@@ -32,6 +32,7 @@ def _listed(value: object) -> object:
 _LISTED = BeforeValidator(_listed, json_schema_input_type=str | list[str])
 RuleName = Annotated[str, Field(pattern=RULE_NAME)]
 Name = Annotated[str, Field(pattern=NAME)]
+Axis = Annotated[str, Field(pattern=RULE_NAME)]
 Texts = Annotated[tuple[str, ...], _LISTED]
 RuleNames = Annotated[tuple[RuleName, ...], _LISTED]
 
@@ -142,6 +143,11 @@ class Parameter(Data):
     )
     share: Literal["site", "layer", "model"] = Field(
         default="site", description="Whether each site has one, all sites of a layer, or all of the model."
+    )
+    gate: bool = Field(
+        default=False,
+        description="Whether nothing is left where it is 0, which is proved: of its one axis, or of the whole section "
+        "at a site where it is a single number. `compiled.shrink()` then takes out what stands there.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | Name | None = Field(
         default=None,
@@ -302,6 +308,18 @@ class Use(Data):
     options: dict[Name, bool | int | float | str] = Field(
         default_factory=dict, description="Other defaults, or names of this rule's options in their place."
     )
+    saved: Axis | None = Field(
+        default=None,
+        description="An axis, and an option of this rule of the same name: the used rule's parameters are read from "
+        "so many saved adapters that the user names, stacked along this axis, and stay as they are. The rule and its "
+        "options are then those of the adapters, whose rule may be another one than that named here; its loss, "
+        "schedules and merge do not hold.",
+    )
+    added: Name | None = Field(
+        default=None,
+        description="A name for what the used rule adds to the port that it rewrites as `port + …`; `rewrite` then "
+        "says what becomes of it.",
+    )
     match: MatchChange = Field(default_factory=MatchChange, description="What is different about its sites.")
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Parameters to replace or to add."
@@ -370,6 +388,7 @@ class Rule(Section):
 
     _source: Source | None = PrivateAttr(default=None)
     _made_of: int = PrivateAttr(default=1)
+    _written: Rule | None = PrivateAttr(default=None)
 
     @property
     def source(self) -> Source:
@@ -381,9 +400,14 @@ class Rule(Section):
         """How many rules were put together to make this one."""
         return self._made_of
 
-    def read_from(self, source: Source, made_of: int = 1) -> Rule:
-        """This rule, knowing the file it stands in, and how many rules it was made of."""
-        self._source, self._made_of = source, made_of
+    @property
+    def written(self) -> Rule:
+        """The rule as its author wrote it, before it was flattened."""
+        return self._written or self
+
+    def read_from(self, source: Source, made_of: int = 1, written: Rule | None = None) -> Rule:
+        """This rule, knowing the file it stands in, how many rules it was made of, and what it was before."""
+        self._source, self._made_of, self._written = source, made_of, written
         return self
 
     @property

@@ -197,4 +197,4 @@ def assemble(
             data |= draft.content()
         origins |= {(*keys, *inner): place for inner, place in draft.origins().items()}
     source = Source(head.source.file, head.source.text, origins)
-    return read_mapping(data, source).read_from(source, made_of)
+    return read_mapping(data, source).read_from(source, made_of, head)

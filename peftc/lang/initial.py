@@ -28,10 +28,12 @@ class Law:
     settings: Mapping[str, float | None]
     axes: int = 0
     """How many axes the parameter must have at least."""
+    named: bool = False
+    """Whether a name stands in its brackets: that of a parameter of saved adapters."""
 
 
-def _law(name: str, doc: str, axes: int = 0, **settings: float | None) -> Law:
-    return Law(name, doc, MappingProxyType(settings), axes)
+def _law(name: str, doc: str, axes: int = 0, *, named: bool = False, **settings: float | None) -> Law:
+    return Law(name, doc, MappingProxyType(settings), axes, named)
 
 
 LAWS: Mapping[str, Law] = MappingProxyType(
@@ -47,7 +49,14 @@ LAWS: Mapping[str, Law] = MappingProxyType(
             _law("kaiming_uniform", "Uniform within √(6 / ((1 + slope²) · last axis)).", 2, slope=5**0.5),
             _law("xavier_uniform", "Uniform within √(6 / (first + last axis)).", 2),
             _law("orthogonal", "Orthogonal rows or columns.", 2),
-            _law("identity", "1 on the diagonal of the last two axes.", 2),
+            _law("identity", "1 on the diagonal of the last two axes, `off` elsewhere.", 2, off=0.0),
+            _law(
+                "saved",
+                "As it is in adapters that the user names, one behind the other along the first axis, whose size is an "
+                "option: the number of them. In brackets stands what the parameter is called there: `saved(down_w)`.",
+                1,
+                named=True,
+            ),
         )
     }
 )
@@ -55,11 +64,15 @@ LAWS: Mapping[str, Law] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Initial:
-    """A law, with each of its settings a number or the name of an option; or an expression, and then no law."""
+    """A law, with each of its settings a number or the name of an option; or an expression, and then no law.
+
+    `saved` is what a parameter is called in the adapters that it is read from, if it is.
+    """
 
     law: str
     settings: tuple[tuple[str, float | str], ...] = ()
     expression: Expression | None = None
+    saved: str = ""
 
     def resolve(self, options: Mapping[str, Constant]) -> dict[str, float]:
         """Every setting of the law as a number."""
@@ -95,6 +108,8 @@ def _read(text: str, place: Place) -> Initial:
     if name not in LAWS:
         hint = instead(name, {*LAWS, *OPERATIONS})
         raise expression.fault("R011", tree, f"there is no initial law or operation {name!r}", hint)
+    if LAWS[name].named:
+        return Initial(name, saved=_named(expression, tree, name))
     if isinstance(tree, ast.Call) and tree.args:
         raise expression.fault(
             "R011", tree, "an initial law is a name with named settings, as in normal(std=0.02)"
@@ -112,6 +127,16 @@ def _read(text: str, place: Place) -> Initial:
         if value is None and key not in settings:
             raise expression.fault("R011", tree, f"{name} needs its setting {key!r}")
     return Initial(name, tuple(settings.items()))
+
+
+def _named(expression: Expression, tree: ast.expr, law: str) -> str:
+    """The one name in the brackets of a law."""
+    match tree:
+        case ast.Call(args=[ast.Name(id=name)], keywords=[]):
+            return name
+    raise expression.fault(
+        "R011", tree, f"{law} takes one name in brackets: what the parameter is called in saved adapters"
+    )
 
 
 def law_named(tree: ast.expr) -> str | None:

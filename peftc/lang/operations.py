@@ -22,6 +22,16 @@ Takes = Literal["value", "number", "any"]
 """A value of a backend; a number; or either of them."""
 
 
+def never(_: Settings) -> bool:
+    """With no settings."""
+    return False
+
+
+def always(_: Settings) -> bool:
+    """With any settings."""
+    return True
+
+
 @dataclass(frozen=True)
 class Setting:
     """A named argument: the name of an axis, a number in a range or among some, one of some choices, or a yes or no."""
@@ -43,6 +53,8 @@ class Operation:
     fewer terms. `longer` names the setting whose axis comes out longer than it went in. `lengths` works the
     lengths of the result's axes out from those of the operands where they differ; it may raise AxesError. `number`
     is what it gives where all that it takes are numbers; it may raise ArithmeticError or ValueError.
+    `keeps_zeros` says whether 0 comes out where the first value is 0, `ignores_zeros` whether zeros along its axis
+    could as well not be there.
     """
 
     name: str
@@ -55,6 +67,8 @@ class Operation:
     optional: tuple[str, ...] = ()
     lengths: LengthsRule | None = None
     number: Callable[..., float] | None = None
+    keeps_zeros: Callable[[Settings], bool] = never
+    ignores_zeros: bool = False
 
     @property
     def call(self) -> str:

@@ -32,7 +32,7 @@ class Overrides:
         self.rule, self.index, self.use, self.used, self.drafts = rule, index, use, used, drafts
         self.label, self.options, self.own_options = label, options, own_options & set(rule.options)
         named = [name for s in used.sections for name in (*s.parameters, *s.let)]
-        new = [*use.let, *use.parameters]
+        new = [*use.let, *use.parameters, *([use.added] if use.added else [])]
         self.names = {**options, **{name: f"{label}_{name}" for name in [*named, *new]}}
         self.written: dict[tuple[str, str], Line] = {}
 
@@ -64,6 +64,9 @@ class Overrides:
                 if not any(self.names[name] in getattr(draft, table) for draft in self.drafts):
                     code, what = ("R035", "binding") if table == "let" else ("R034", "parameter")
                     raise fault(code, self.place(table, name), f"the {what} {name!r} is never used")
+        added = self.use.added
+        if added is not None and not any(self.names[added] in draft.let for draft in self.drafts):
+            raise fault("R035", self.place("added"), f"{added!r} is never used")
 
     def _match(self) -> None:
         change, draft = self.use.match, self.drafts[0]

@@ -7,7 +7,7 @@ own with `register_policy`; a rule can only name what is registered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from peftc.lang.axes import Axes, AxesError, show
@@ -24,7 +24,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Policy:
-    """One word of the vocabulary. `axes` raises AxesError where the axes of its parameters do not go together."""
+    """One word of the vocabulary. `axes` raises AxesError where the axes of its parameters do not go together.
+
+    `sets` is what a person can set at any time, such as what holds in use after training.
+    """
 
     name: str
     doc: str
@@ -33,6 +36,7 @@ class Policy:
     settings: Mapping[str, Setting]
     runs: str
     paper: str = ""
+    sets: Mapping[str, Setting] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def call(self) -> str:
@@ -55,10 +59,11 @@ def _any(_axes: Mapping[str, Axes]) -> None:
     """Any axes."""
 
 
-def _one_number(axes: Mapping[str, Axes]) -> None:
-    """A single number."""
-    if axes["keep"]:
-        raise AxesError(f"keep must be a single number, but has the axes {show(axes['keep'])}")
+def _numbers(axes: Mapping[str, Axes]) -> None:
+    """Single numbers."""
+    for name, found in axes.items():
+        if found:
+            raise AxesError(f"{name} must be a single number, but has the axes {show(found)}")
 
 
 def _ranks(axes: Mapping[str, Axes]) -> None:
@@ -96,14 +101,20 @@ for _policy in (
             }
         ),
         "peftc.runtime.policies.Ramp",
+        sets=MappingProxyType({"value": Setting("number", "The number, until the next step of a training.")}),
     ),
     Policy(
         "drop_layers",
         "Turns the first n layers off, n drawn anew for each step from 0 to `most`, all alike.",
         MappingProxyType(
-            {"keep": Target("1 where the layer acts, 0 where it is off: one a layer.", trainable=False)}
+            {
+                "keep": Target(
+                    "1 where the layer acts at a step, 0 where it is off: one a layer.", trainable=False
+                ),
+                "kept": Target("1, but 0 where a person turned the layer off.", trainable=False),
+            }
         ),
-        _one_number,
+        _numbers,
         MappingProxyType(
             {
                 "most": _steps("The largest n.", None),
@@ -112,6 +123,7 @@ for _policy in (
         ),
         "peftc.runtime.policies.DropLayers",
         paper="https://arxiv.org/abs/2010.11918",
+        sets=MappingProxyType({"dropped": _steps("How many of the first layers are off.", None)}),
     ),
     Policy(
         "rank_budget",

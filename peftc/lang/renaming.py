@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from peftc.lang.axes import read_dimensions
 from peftc.lang.document import Loss, Parameter, Quantise, Schedule
 from peftc.lang.expression import Expression, parse, span_of
-from peftc.lang.initial import law_named
+from peftc.lang.initial import LAWS, law_named
 from peftc.lang.operations import OPERATIONS
 from peftc.lang.sizes import renamed_size
 from peftc.lang.source import Edit, Place, Spans
 
 Replacement = tuple[Spans, str]
+NAMED = frozenset(name for name, law in LAWS.items() if law.named)
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ def renamed_parameter(
     law = line.expression.tree
     if law_named(law) is None:
         init = line.renamed({**names, **(read or {})}, axes)
+    elif isinstance(law, ast.Name) or law_named(law) in NAMED:
+        init = line  # a law alone, or one whose name in brackets is another rule's
     else:
-        init = line.renamed({} if isinstance(law, ast.Name) else names)
+        init = line.renamed(names)
     text = " ".join(words)
     place = init.place.edited(Edit(parameter.axes, text))
     seed = names.get(parameter.seed, parameter.seed) if isinstance(parameter.seed, str) else parameter.seed

@@ -1,4 +1,4 @@
-"""Rule specs, the short form that users write: `name[:shorthand][@layers][(option=value, …)]`.
+"""Rule specs, the short form that users write: `name[:shorthand][@layers][(option=value, …; glob: option=value, …)]`.
 
 Read by hand, character by character; what the words mean for a rule is `bind`'s part. Raises
 SpecError, with carets.
@@ -16,8 +16,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}(?=\s*(?:[:@(]|\Z))")
 _PATH = re.compile(r".*?\.toml(?=\s*(?:[:@(]|\Z))")
 _RANGE = re.compile(r"(\d{1,6})?(-)?(\d{1,6})?\Z")
 _OPTION = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=\s*")
-_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^,()\"'\s][^,()\"']*?(?=\s*[,)]|\s*\Z)")
-GRAMMAR = "name[:shorthand][@layers][(option=value, …)]"
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^,;()\"'\s][^,;()\"']*?(?=\s*[,;)]|\s*\Z)")
+_GLOB = re.compile(r"\s*([^\s,;()=\"']+?)\s*:\s*(?=[A-Za-z][A-Za-z0-9_]*\s*=)")
+GRAMMAR = "name[:shorthand][@layers][(option=value, …; glob: option=value, …)]"
 PIECES = (
     ("name", "A rule of the library, or the path of a rule file (it ends in `.toml`)."),
     (
@@ -28,6 +29,11 @@ PIECES = (
     ),
     ("@layers", "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`."),
     ("(option=value, …)", "Options of the rule by name; a text may stand in quotes."),
+    (
+        "; glob: option=value, …",
+        "Other values at some of the sites, by a glob over module paths (`*.layers.0.*`) or, with a colon in it, "
+        "over the ids of sites (`*.attn:q`). Where several match, the later ones win, option by option.",
+    ),
 )
 """What each piece of a spec means; layers and options may stand in either order."""
 
@@ -68,6 +74,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class SiteSettings:
+    """The settings of a spec that hold at the sites of a glob."""
+
+    glob: Span
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
 class Spec:
     """A spec, read. `is_path` says that the name is the path of a rule file."""
 
@@ -77,6 +91,7 @@ class Spec:
     shorthand: Span | None = None
     layers: Layers | None = None
     settings: tuple[Setting, ...] = ()
+    sites: tuple[SiteSettings, ...] = ()
 
 
 def spec_error(text: str, start: int, stop: int, message: str, hint: str | None = None) -> SpecError:
@@ -120,6 +135,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = len(text) - len(text.lstrip())
+        self.sites: list[SiteSettings] = []
 
     def run(self) -> Spec:
         name, is_path = self._name()
@@ -141,7 +157,7 @@ class _Scanner:
                     "this is left over",
                     "after the name: :shorthand @layers (option=value)",
                 )
-        return Spec(self.text, name, is_path, shorthand, layers, settings or ())
+        return Spec(self.text, name, is_path, shorthand, layers, settings or (), tuple(self.sites))
 
     def _next(self) -> str:
         """The next character that is not a space, or nothing."""
@@ -177,22 +193,46 @@ class _Scanner:
         return Span(raw.strip(), start + len(raw) - len(raw.lstrip()))
 
     def _settings(self) -> tuple[Setting, ...]:
-        opened, settings = self.at, list[Setting]()
+        """What stands in brackets: settings for all sites, then those of globs, which go to `sites`."""
+        opened, settings = self.at, tuple[Setting, ...]()
         self.at += 1
         if self._next() == ")":
             self.at += 1
             return ()
+        mark = ";"
+        while mark == ";":
+            glob = _GLOB.match(self.text, self.at)
+            if glob:
+                self._refuse_known(Span(glob[1], glob.start(1)))
+                self.at = glob.end()
+            elif settings or self.sites:
+                self._next()
+                raise self._error(self.at, self.at + 1, "here glob: option=value is due")
+            group, mark = self._group(opened)
+            if glob:
+                self.sites.append(SiteSettings(Span(glob[1], glob.start(1)), group))
+            else:
+                settings = group
+        return settings
+
+    def _group(self, opened: int) -> tuple[tuple[Setting, ...], str]:
+        """Settings with commas between them, and the mark behind the last: `;` or `)`."""
+        settings = list[Setting]()
         while True:
             settings.append(self._setting({setting.name.text for setting in settings}))
             mark = self._next()
-            if mark not in (",", ")"):
+            if mark not in (",", ";", ")") or not mark:
                 at = opened if not mark else self.at
                 raise self._error(
                     at, at + 1, "this bracket is not closed" if not mark else "here a comma or ) is due"
                 )
             self.at += 1
-            if mark == ")":
-                return tuple(settings)
+            if mark != ",":
+                return tuple(settings), mark
+
+    def _refuse_known(self, glob: Span) -> None:
+        if glob.text in {each.glob.text for each in self.sites}:
+            raise self._error(glob.start, glob.stop, f"{glob.text} is given twice")
 
     def _setting(self, seen: set[str]) -> Setting:
         found = _OPTION.match(self.text, self.at)

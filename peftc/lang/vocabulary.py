@@ -1,10 +1,12 @@
-"""The operations that peftc itself brings. Knows no torch: each names what it becomes."""
+"""The operations that peftc itself brings. Knows no torch: each names what it becomes. Longer than most files here:
+one entry for each.
+"""
 
 from __future__ import annotations
 
 import math
 
-from peftc.lang.operations import Operation, Setting, Takes, register
+from peftc.lang.operations import Operation, Setting, Settings, Takes, always, never, register
 from peftc.lang.results import (
     counted_length,
     dots,
@@ -45,6 +47,15 @@ ACTIVATIONS = (
     "identity",
 )
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
+_NOT_ZERO_AT_ZERO = frozenset({"sigmoid", "softplus", "exp", "log"})
+
+
+def _activates_zero(settings: Settings) -> bool:
+    return settings["kind"] not in _NOT_ZERO_AT_ZERO
+
+
+def _otherwise_zero(settings: Settings) -> bool:
+    return settings["otherwise"] == 0
 
 
 def _square(x: float) -> float:
@@ -64,7 +75,8 @@ def _define() -> None:
         ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
         ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
-        register(Operation(name, doc, _ONE, same, lower))
+        zero = never if name in _NOT_ZERO_AT_ZERO else always
+        register(Operation(name, doc, _ONE, same, lower, keeps_zeros=zero))
     for name, doc, lower, number in (
         ("exp", "eˣ.", "torch.exp", math.exp),
         ("log", "The natural logarithm.", "torch.log", math.log),
@@ -72,7 +84,8 @@ def _define() -> None:
         ("square", "x · x.", "torch.square", _square),
         ("sqrt", "The square root.", "torch.sqrt", math.sqrt),
     ):
-        register(Operation(name, doc, (("x", "any"),), same, lower, number=number))
+        zero = never if name in _NOT_ZERO_AT_ZERO else always
+        register(Operation(name, doc, (("x", "any"),), same, lower, number=number, keeps_zeros=zero))
     for name, function in FUNCTIONS.items():
         if function.run is not None:
             takes: tuple[tuple[str, Takes], ...] = tuple((each, "number") for each in function.takes)
@@ -82,9 +95,23 @@ def _define() -> None:
     epsilon = Setting("number", "Added to the variance.", default=1e-5, min=0)
     for operation in (
         Operation(
-            "activate", "The activation that a text names.", _ONE, same, "peftc.activate", {"kind": kind}
+            "activate",
+            "The activation that a text names.",
+            _ONE,
+            same,
+            "peftc.activate",
+            {"kind": kind},
+            keeps_zeros=_activates_zero,
         ),
-        Operation("dropout", "Zeros at random while training.", _ONE, same, "peftc.dropout", {"p": rate}),
+        Operation(
+            "dropout",
+            "Zeros at random while training.",
+            _ONE,
+            same,
+            "peftc.dropout",
+            {"p": rate},
+            keeps_zeros=always,
+        ),
         Operation(
             "softmax",
             "Positive, summing to 1 along an axis; `over` says with 1 and 0 what of it counts, the rest is 0.",
@@ -102,6 +129,7 @@ def _define() -> None:
             "peftc.mean",
             {"axis": AXIS},
             optional=("over",),
+            keeps_zeros=always,
         ),
         Operation(
             "sum",
@@ -111,6 +139,8 @@ def _define() -> None:
             "peftc.sum",
             {"axis": AXIS},
             optional=("over",),
+            keeps_zeros=always,
+            ignores_zeros=True,
         ),
         Operation("max", "The largest along an axis.", _ONE, drops, "torch.amax", {"axis": AXIS}),
         Operation(
@@ -120,6 +150,8 @@ def _define() -> None:
             drops,
             "torch.linalg.vector_norm",
             {"axis": AXIS},
+            keeps_zeros=always,
+            ignores_zeros=True,
         ),
         Operation(
             "clamp",
@@ -137,6 +169,7 @@ def _define() -> None:
             "peftc.rename",
             {"axis": AXIS, "to": Setting("axis", "What the axis is called from here on.")},
             lengths=renamed_length,
+            keeps_zeros=always,
         ),
         Operation(
             "cayley",
@@ -271,6 +304,7 @@ def _define() -> None:
             (("x", "value"), ("keep", "value")),
             within,
             "peftc.masked",
+            keeps_zeros=always,
         ),
         Operation(
             "counted",
@@ -287,6 +321,7 @@ def _define() -> None:
             same,
             "peftc.while_training",
             {"otherwise": Setting("number", "What it is in evaluation.", default=1.0)},
+            keeps_zeros=_otherwise_zero,
         ),
         Operation(
             "layer_norm",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
+from peftc.errors import NoMatchError
 from peftc.lang import Bound, Rule, Section
 from peftc.lang.roles import CONV, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import names_of, size_at
-from peftc.match.plan import Application
+from peftc.match.plan import Application, Skip
 
 
 def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[str]:
@@ -31,10 +33,31 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
             f"{bound.label} trains {said} the learning rate: peftc finetune sees to it; elsewhere give the "
             "optimiser peftc.param_groups(compiled, lr)"
         )
-    if policies := [told.policy for section in sections for told in section.schedule.values()]:
+    if bound.saved:
+        named = ", ".join(bound.saved)
+        yield f"{bound.label} is made of saved adapters, in this order: {named}; no head of theirs is read"
+    if bound.shrunk:
+        yield f"{bound.label} was shrunk: what its gates had put to 0 is gone"
+    going_on = [bound.rule.sections[number] for number in sorted(acting) if not bound.is_narrowed(number)]
+    if policies := [told.policy for section in going_on for told in section.schedule.values()]:
         yield (
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
             "call update_schedules(step, total) after each step of the optimiser"
+        )
+
+
+def refuse_idle_globs(bound: Bound, sites: Sequence[Site], skips: Sequence[Skip]) -> None:
+    """Raise NoMatchError if options are given for sites among which the rule goes to none."""
+    for each in bound.sites:
+        if bound.shrunk or any(each.accepts(site.path, site.id) for site in sites):
+            continue  # after shrinking, such sites may be gone
+        ids = sorted({site.id for site in sites})
+        near = difflib.get_close_matches(each.glob.strip("*."), ids, n=3, cutoff=0.0)
+        left_out = [skip for skip in skips if each.accepts(skip.site.path, skip.site.id)]
+        raise NoMatchError(
+            f"{bound.label} has options for {each.glob}, but goes to no such site",
+            detail=tuple(f"{skip.site.id}: {skip.reason}" for skip in left_out[:2]),
+            hint=f"nearest: {', '.join(near)}",
         )
 
 

@@ -1,11 +1,14 @@
-"""Makes the plan: for every rule, every site of its roles is either an application or a skip with its reason."""
+"""Makes the plan: for every rule, every site of its roles is either an application or a skip with its reason.
+
+Longer than most files here: one walk over rules and sites, with every reason for which a site is left out.
+"""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx, nn
@@ -13,11 +16,18 @@ from torch import fx, nn
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Section, is_on, lift_problem, show, signature, unmet
+from peftc.lang import ANY, Bound, Constant, Section, is_on, lift_problem, show, signature, unmet
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
-from peftc.match.fitting import missing_ports, of_training, read_of_calls, uneven, unplaceable
+from peftc.match.fitting import (
+    missing_ports,
+    of_training,
+    read_of_calls,
+    refuse_idle_globs,
+    uneven,
+    unplaceable,
+)
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
@@ -129,7 +139,7 @@ class Matcher:
             sites = [site for site in self.analysis.sites if site.role in section.match.role]
             chosen = []
             for site in sites:
-                reason = self.reason_against(bound, section, site)
+                reason = self.reason_against(bound, number, section, site)
                 if reason is None:
                     chosen.append(site)
                 else:
@@ -140,19 +150,28 @@ class Matcher:
                     self.skips.append(Skip(bound.label, site, reason, number))
                 else:
                     self.apply(bound, number, section, site, chosen)
-            if required and section.required and not self.applied(bound, number):
+            needed = required and section.required and not bound.shrunk
+            if needed and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
             wanted = (number for number, each in enumerate(bound.rule.sections) if bound.wants(each))
             raise self.nothing(bound, next(wanted, 0))
+        refuse_idle_globs(
+            bound,
+            [each.site for each in self.applications[before:]],
+            [skip for skip in self.skips if skip.rule == bound.label],
+        )
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""
         return any(each.rule == bound.label and each.section == number for each in self.applications)
 
-    def reason_against(self, bound: Bound, section: Section, site: Site) -> str | None:
+    def reason_against(self, bound: Bound, number: int, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
         own, chosen = section is bound.rule, bound.chooses(section)
+        left = bound.shrunk_at(site.id, number)
+        if left is not None and left.gone:
+            return "its gate was 0, and it was taken out"
         parts = bound.parts_of(section)
         if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
             said = ", ".join(selector.text for selector in parts)
@@ -172,9 +191,10 @@ class Matcher:
         if reason := self.misfit(section, site):
             return reason
         sizes = signature(section, site.role, site.stack).sizes_at(site.sizes)
-        if reason := unmet(bound.rule, section, bound.options, sizes):
+        options = {**bound.options, **bound.options_at(site.path, site.id)}
+        if reason := unmet(bound.rule, section, options, sizes):
             return reason
-        return uneven(section, {**bound.options, **sizes})
+        return uneven(section, {**options, **sizes})
 
     def unliftable(self, bound: Bound, section: Section, site: Site) -> str | None:
         """Why a section cannot act on a site that is a stack of matrices, or None; proved once for all of them."""
@@ -201,12 +221,14 @@ class Matcher:
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
         """Add one application, or the skip that says why there is nothing to do."""
         trains = {port: site.weights[port] for port in section.train if port in site.weights}
+        own = bound.options_at(site.path, site.id)
+        options = {**bound.options, **own}
         inserted: dict[str, str] = {}
-        parameters = list(self.new_parameters(bound, section, site, number, chosen))
+        parameters = list(self.new_parameters(bound, section, site, number, chosen, options))
         for port, train in section.train.items():
             if port in trains:
                 continue
-            policy = str(bound.options[train.insert]) if train.insert else "never"
+            policy = str(options[train.insert]) if train.insert else "never"
             bare = not any(port in other.weights for other in chosen)
             if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
                 if site.stack:
@@ -238,21 +260,29 @@ class Matcher:
             self.skips.append(Skip(bound.label, site, f"it has no {', '.join(section.train)}", number))
             return
         self.applications.append(
-            Application(bound.label, number, site, tuple(parameters), trains, inserted, quantises)
+            Application(bound.label, number, site, tuple(parameters), trains, inserted, quantises, own)
         )
 
     def new_parameters(
-        self, bound: Bound, section: Section, site: Site, number: int, chosen: Sequence[Site]
+        self,
+        bound: Bound,
+        section: Section,
+        site: Site,
+        number: int,
+        chosen: Sequence[Site],
+        options: Mapping[str, Constant],
     ) -> Iterable[NewParameter]:
         """The parameters that a section makes at a site, which is one of those that it goes to."""
-        own = {**bound.options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
+        own = {**options, **signature(section, site.role, site.stack).sizes_at(site.sizes)}
         found = expressions(bound.rule, section)
+        left = bound.shrunk_at(site.id, number)
         for name, parameter in section.parameters.items():
             known = {**own, **widest(section, site, parameter, chosen)}
             initial = parameter.initial
             computed = initial.expression is not None
             behind = names_behind(found, "parameters", name) if computed else ()
-            shape = tuple(size_at(dimension.size, known) or 0 for dimension in parameter.dimensions)
+            sizes = {each.axis: size_at(each.size, known) or 0 for each in parameter.dimensions}
+            shape = tuple(({**sizes, **left.sizes} if left else sizes)[axis] for axis in sizes)
             axes = parameter.named_in(site.stack)
             if stacked := len(axes) > len(shape):
                 shape = (site.sizes[site.stack], *shape)
@@ -262,15 +292,16 @@ class Matcher:
                 axes,
                 shape,
                 initial.law or parameter.init,
-                initial.resolve(bound.options),
+                initial.resolve(options),
                 parameter.dtype,
                 parameter.trainable,
                 shared(bound, number, site, name, parameter, self.tied.get(site, "")),
-                seed(bound, number, site, name, parameter),
+                seed(bound, number, site, name, parameter, options),
                 computed,
                 read_of_calls(site, behind),
                 stacked,
-                float(bound.options[parameter.lr] if isinstance(parameter.lr, str) else parameter.lr),
+                float(options[parameter.lr] if isinstance(parameter.lr, str) else parameter.lr),
+                initial.saved,
             )
 
     def home(self, bound: Bound, site: Site, number: int) -> str:

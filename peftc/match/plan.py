@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from peftc.analyse.site import Site
-from peftc.lang import Bound, Packing, Section
+from peftc.lang import Bound, Constant, Packing, Section
 from peftc.quantised import weight
 
 HOME = weight.HOME  # the submodule of a site's owner that holds what rules add to it
@@ -29,6 +29,7 @@ class NewParameter:
         law, settings: how it starts; `law` is an expression where the value is `computed`.
         data: ports whose values on the user's data the expression reads.
         stacked: whether its first axis is that of a stack of matrices, each of which starts by itself.
+        saved: what it is called in the saved adapters that it is read from, one behind the other; "" for none.
         dtype: its dtype by name; None for that of the model around it.
         trainable: whether it trains.
         shared: what tells the tensor apart from others; those of one word are one tensor. Its path if alone.
@@ -50,6 +51,7 @@ class NewParameter:
     data: tuple[str, ...] = ()
     stacked: bool = False
     lr: float = 1.0
+    saved: str = ""
 
     @property
     def count(self) -> int:
@@ -69,6 +71,7 @@ class Application:
         trains: weight port → path of a parameter of the model that becomes trainable.
         inserted: weight port → name of the added zero parameter that stands in for a missing one.
         quantises: weight port → how the weight is kept from now on.
+        options: options of the rule that have another value at this site.
     """
 
     rule: str
@@ -78,6 +81,7 @@ class Application:
     trains: Mapping[str, str] = field(default_factory=dict, hash=False)
     inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
     quantises: Mapping[str, Packing] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Constant] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ class Plan:
     def section(self, application: Application) -> Section:
         """The section of its rule that an application puts in."""
         return self.bound(application.rule).rule.sections[application.section]
+
+    def options(self, application: Application) -> dict[str, Constant]:
+        """Every option of its rule, as it is at an application's site."""
+        return {**self.bound(application.rule).options, **application.options}
 
     def of(self, label: str) -> Iterator[Application]:
         """The applications of one rule."""
@@ -177,6 +185,7 @@ class Plan:
                     "sizes": dict(each.site.sizes),
                     "parameters": {parameter.path: list(parameter.shape) for parameter in each.parameters},
                     "trains": {path: self.sizes[path] for path in each.trains.values()},
+                    **({"options": dict(each.options)} if each.options else {}),
                 }
                 for each in self.applications
             ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Parameter, Section, signature
+from peftc.lang import Bound, Constant, Parameter, Section, signature
 from peftc.lang.sizes import WIDEST
 from peftc.match.plan import Application, NewParameter, Plan
 
@@ -35,11 +35,18 @@ def shared(bound: Bound, number: int, site: Site, name: str, parameter: Paramete
     return f"{bound.label}.{number}.{name} of the {where}" if where else ""
 
 
-def seed(bound: Bound, number: int, site: Site, name: str, parameter: Parameter) -> int | None:
+def seed(
+    bound: Bound,
+    number: int,
+    site: Site,
+    name: str,
+    parameter: Parameter,
+    options: Mapping[str, Constant],
+) -> int | None:
     """What a tensor is drawn with: the rule's seed, and what tells the tensor apart. Not the label."""
     if parameter.seed is None:
         return None
-    given = bound.options[parameter.seed] if isinstance(parameter.seed, str) else parameter.seed
+    given = options[parameter.seed] if isinstance(parameter.seed, str) else parameter.seed
     where = {"site": site.id, "layer": site.layer, "model": ""}[parameter.share]
     told = f"{given} {bound.rule.name} {number} {name} {where}"
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
@@ -67,6 +74,14 @@ def refuse_misfits(plan: Plan) -> None:
                 f"{parameter.name} is shared, but its places need it in different shapes",
                 detail=tuple(f"{list(each.shape)} at {each.path}" for each in (other, parameter)),
                 hint="choose parts of one size",
+            )
+        if (other.settings, other.seed) != (parameter.settings, parameter.seed):
+            raise MatchError(
+                f"{parameter.name} is shared, but its places would start it differently",
+                detail=tuple(
+                    f"{each.law} {dict(each.settings)} at {each.path}" for each in (other, parameter)
+                ),
+                hint="give its options for all sites alike",
             )
 
 

@@ -112,7 +112,8 @@ def term(
         return Term(own[key].axes, read(own[key].path))
 
     given = weight_terms(bound.rule, section, application.site, read, backend)
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section)
+    options = {**bound.options, **application.options}
+    scope = Scope(bound.rule, options, given, backend, parameter, section=section)
     return scope.loss(name).held
 
 

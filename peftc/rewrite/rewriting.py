@@ -154,7 +154,7 @@ class Rewriter:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
                 scope = Scope(
                     bound.rule,
-                    bound.options,
+                    {**bound.options, **application.options},
                     given,
                     backend,
                     new_parameter,

@@ -4,11 +4,13 @@ from peftc.runtime.build import build
 from peftc.runtime.compilation import Look, capture_example, carry_out, look, start_from
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.groups import param_groups
+from peftc.runtime.stacked import SavedTensors
 from peftc.runtime.twin import pack, twin
 
 __all__ = [
     "CompiledModule",
     "Look",
+    "SavedTensors",
     "build",
     "capture_example",
     "carry_out",

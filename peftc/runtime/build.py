@@ -32,7 +32,10 @@ PLAIN_LAWS = {
         math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),
     ),
     "orthogonal": lambda tensor, _: nn.init.orthogonal_(tensor),
-    "identity": lambda tensor, _: tensor.copy_(torch.eye(*tensor.shape[-2:]).expand(tensor.shape)),
+    "identity": lambda tensor, s: tensor.copy_(
+        torch.where(torch.eye(*tensor.shape[-2:], dtype=torch.bool), 1.0, s["off"]).expand(tensor.shape)
+    ),
+    "saved": lambda tensor, _: nn.init.zeros_(tensor),  # until the tensors of an adapter are put in
 }
 
 
@@ -53,9 +56,9 @@ def build(
     by_path: dict[str, Tensor] = {}
     for application in plan.applications:
         for parameter in application.parameters:
-            start = (
-                starting.value(application, parameter, by_path) if starting and parameter.computed else None
-            )
+            known = (parameter.shared or parameter.path) in made
+            needed = (parameter.computed or parameter.saved) and not known
+            start = starting.value(application, parameter, by_path) if starting and needed else None
             by_path[parameter.path] = add_parameter(copied, parameter, made, start)
     adopt(copied, plan, engine, kind)
     return copied

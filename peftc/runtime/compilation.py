@@ -19,6 +19,7 @@ from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.runtime.build import build
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.engine import Engine
+from peftc.runtime.stacked import SavedTensors, refuse_foreign
 from peftc.runtime.starting import Starting, record
 from peftc.runtime.twin import INPUTS_WANTED
 
@@ -74,13 +75,20 @@ def look(
     return Look(analysis, plan, program, call, mode, constants, records, passes)
 
 
-def start_from(looked: Look, copied: nn.Module, data: Mapping[str, Any] | None = None) -> Starting:
-    """What computes the initial values of a plan from a `twin`, and from data where they need any.
+def start_from(
+    looked: Look,
+    copied: nn.Module,
+    data: Mapping[str, Any] | None = None,
+    saved: Mapping[str, SavedTensors] | None = None,
+) -> Starting:
+    """What computes the initial values of a plan from a `twin`, and from data and saved adapters where they need any.
 
     Raises:
-        MatchError: they need data, and there are none.
+        MatchError: they need data or saved adapters, and there are none.
+        SavedAdapterError: the adapters are of another model.
     """
-    return Starting(copied, looked.plan, record(copied, looked.plan, data, looked.passes))
+    refuse_foreign(looked.plan, saved or {})
+    return Starting(copied, looked.plan, record(copied, looked.plan, data, looked.passes), saved or {})
 
 
 def carry_out(

@@ -139,6 +139,26 @@ class CompiledModule(nn.Module):
 
         return requantising(self, merged_weights(self, self.peftc_plan))
 
+    def can_shrink(self) -> bool:
+        """Whether a gate of some rule is 0 anywhere, so that `shrink` has something to take out."""
+        from peftc.runtime.shrinking import has_zeros
+
+        return has_zeros(self, self.peftc_plan)
+
+    def shrink(self) -> nn.Module:
+        """A compiled module like this one, without what gates have put to 0. This module stays as it is.
+
+        Where a gate has an axis, its entries go from every parameter that has the axis; where nothing of a section
+        is left at a site, the section goes. Outputs are equal. It is for after training: a schedule of parameters
+        that became narrower does not go on.
+
+        Raises:
+            ShrinkError: no rule here has a gate, or nothing of any rule would be left.
+        """
+        from peftc.runtime.shrinking import shrunk_module
+
+        return shrunk_module(self)
+
     def auxiliary_loss(self) -> Tensor:
         """What the rules add to the loss: a single number with a gradient, 0 where they add nothing.
 
@@ -167,6 +187,20 @@ class CompiledModule(nn.Module):
             ScheduleError: the steps are too few, or gradients are missing.
         """
         self.schedules.update(self, step, total)
+
+    def set_schedule(self, rule: str | None = None, /, **values: float | str) -> None:
+        """Set what a schedule leaves to whoever uses the model, at any time: `set_schedule(dropped=3)`.
+
+        It is part of the adapter, and saved with it. `peftc rules NAME` tells what there is to set.
+
+        Args:
+            rule: label of the rule, where several have a schedule with such a value.
+            values: by the names that the schedules' policies give them.
+
+        Raises:
+            ScheduleError: no schedule has such a value, or it cannot be this one.
+        """
+        self.schedules.set(self, rule, values)
 
     def enable_input_require_grads(self) -> None:
         """Let the inputs of blocks want gradients, as reentrant checkpointing needs."""

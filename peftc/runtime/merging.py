@@ -129,7 +129,8 @@ def edited(
         if isinstance(term.held, AbsentWeight) and absent_path(application, absent) in changed:
             put_in = own_part_of(changed[absent_path(application, absent)], application)
             given[absent] = Term(term.axes, wide(put_in).reshape(term.held.shape))
-    scope = Scope(bound.rule, bound.options, given, backend, parameter, section=section, stack=site.stack)
+    options = plan.options(application)
+    scope = Scope(bound.rule, options, given, backend, parameter, section=section, stack=site.stack)
     result = backend.align(scope.merge(port), stored_axes(section, site, port))
     assert isinstance(result, Tensor)
     return result

@@ -38,6 +38,9 @@ class Running(Protocol):
     def update(self, sites: Sequence[Targets], step: int, total: int) -> None:
         """Change the parameters, `step` of `total` steps having been taken. Gradients are those of the last."""
 
+    def set(self, sites: Sequence[Targets], values: Mapping[str, Constant]) -> None:
+        """Set what a person can set: values by name, among those that the policy `sets`."""
+
 
 @dataclass
 class Ramp:
@@ -63,8 +66,12 @@ class Ramp:
 
     def update(self, sites: Sequence[Targets], step: int, total: int) -> None:
         """Set the number everywhere."""
+        self.set(sites, {"value": self.value(step, total)})
+
+    def set(self, sites: Sequence[Targets], values: Mapping[str, Constant]) -> None:
+        """Set the number everywhere."""
         for targets in sites:
-            targets["value"].fill_(self.value(step, total))
+            targets["value"].fill_(float(values["value"]))
 
 
 @dataclass
@@ -81,8 +88,18 @@ class DropLayers:
         generator = torch.Generator().manual_seed(int(self.settings["seed"]) * 1_000_003 + step)
         most = int(self.settings["most"])
         dropped = 0 if step >= total else int(torch.randint(most + 1, (), generator=generator))
+        self.turn(sites, "keep", dropped)
+
+    def set(self, sites: Sequence[Targets], values: Mapping[str, Constant]) -> None:
+        """Turn the first n layers off, and the others on, in training and out of it."""
+        if int(values["dropped"]) != values["dropped"]:
+            raise ScheduleError(f"dropped must be a whole number of layers, not {values['dropped']}")
+        self.turn(sites, "kept", int(values["dropped"]))
+
+    def turn(self, sites: Sequence[Targets], name: str, dropped: int) -> None:
+        """0 in the first n layers, 1 in the others; sites outside of any layer stay on."""
         for targets, layer in zip(sites, self.layers, strict=True):
-            targets["keep"].fill_(0.0 if layer is not None and layer < dropped else 1.0)
+            targets[name].fill_(0.0 if layer is not None and layer < dropped else 1.0)
 
 
 @dataclass
@@ -117,6 +134,9 @@ class RankBudget:
             self.state["kept"] = self.keep(sites, self.budget(sites, step, last))
         elif step > last:
             self.cut(sites, self.state["kept"])
+
+    def set(self, sites: Sequence[Targets], values: Mapping[str, Constant]) -> None:
+        """There is nothing that a person could set."""
 
     def budget(self, sites: Sequence[Targets], step: int, last: int) -> int:
         """How many ranks are left after a step: cubic from all of them to the target."""

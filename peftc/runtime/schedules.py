@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from peftc.errors import ScheduleError
+from peftc.errors import ScheduleError, instead
 from peftc.lang import Bound, Constant
 from peftc.lang.document import Schedule
+from peftc.lang.operations import Setting, setting_problem
 from peftc.lang.policies import POLICIES
 from peftc.match.plan import Application, Plan
 from peftc.runtime.policies import Running
@@ -19,11 +20,18 @@ from peftc.runtime.policies import Running
 
 @dataclass(frozen=True)
 class Scheduled:
-    """One schedule of one section: the policy, and at each site the path of each parameter it works on."""
+    """One schedule of one section: its policy by name and at work, and at each site the paths of its parameters."""
 
+    rule: str
     name: str
+    word: str
     policy: Running
     sites: tuple[Mapping[str, str], ...]
+
+    @property
+    def sets(self) -> Mapping[str, Setting]:
+        """What a person can set of it."""
+        return POLICIES[self.word].sets
 
 
 class Schedules:
@@ -36,7 +44,11 @@ class Schedules:
     def __init__(self, plan: Plan) -> None:
         groups: dict[tuple[str, int], list[Application]] = {}
         for application in plan.applications:
-            groups.setdefault((application.rule, application.section), []).append(application)
+            number = application.section
+            if not plan.bound(application.rule).is_narrowed(
+                number
+            ):  # what a policy knows of entries is of the old ones
+                groups.setdefault((application.rule, number), []).append(application)
         self.scheduled = tuple(
             scheduled(plan.bound(label), number, name, told, found)
             for (label, number), found in groups.items()
@@ -54,6 +66,30 @@ class Schedules:
         with torch.no_grad():
             for each in self.scheduled:
                 each.policy.update([targets_of(root, site) for site in each.sites], step, total)
+
+    def set(self, root: nn.Module, rule: str | None, values: Mapping[str, Constant]) -> None:
+        """Set what a person can set of schedules, of one rule or of all that have it.
+
+        Raises:
+            ScheduleError: no schedule has it, or it cannot have this value; then nothing has changed.
+        """
+        asked = [each for each in self.scheduled if rule is None or each.rule == rule]
+        if rule is not None and not asked:
+            message = f"{rule} has no schedule here"
+            raise ScheduleError(message, hint=instead(rule, {each.rule for each in self.scheduled}))
+        for name, value in values.items():
+            having = [each for each in asked if name in each.sets]
+            if not having:
+                known = {setting for each in asked for setting in each.sets}
+                raise ScheduleError(f"no schedule here has {name!r} to set", hint=instead(name, known))
+            setting = having[0].sets[name]
+            if problem := setting_problem(setting, value):
+                raise ScheduleError(f"{name} of {having[0].rule} {problem}", hint=setting.doc)
+        with torch.no_grad():
+            for each in asked:
+                own = {name: value for name, value in values.items() if name in each.sets}
+                if own:
+                    each.policy.set([targets_of(root, site) for site in each.sites], own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next updates depend on, besides the parameters, by name."""
@@ -94,7 +130,8 @@ def scheduled(
     make = getattr(importlib.import_module(space), kind)
     layers = [layer for _, layer in sites.values()]
     running: Running = make(settings, layers, axes)
-    return Scheduled(f"{bound.label}.{number}.{name}", running, tuple(paths for paths, _ in sites.values()))
+    where = tuple(held for held, _ in sites.values())
+    return Scheduled(bound.label, f"{bound.label}.{number}.{name}", told.policy, running, where)
 
 
 def targets_of(root: nn.Module, paths: Mapping[str, str]) -> dict[str, Tensor]:

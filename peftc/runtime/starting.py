@@ -21,6 +21,7 @@ from peftc.passes import PassSettings
 from peftc.quantised import quantised_in, weight_at
 from peftc.rewrite import bind
 from peftc.rewrite.eager import EagerBackend, weight_terms
+from peftc.runtime.stacked import SavedTensors, stacked
 
 HINT = "give data of more rows or longer texts"
 
@@ -35,11 +36,13 @@ class Starting:
     Attributes:
         root: the model, its weights as they came.
         recorded: values on data, for the parameters that need them.
+        saved: tensors of saved adapters, by the adapters' names, for the parameters that are read from them.
     """
 
     root: nn.Module
     plan: Plan
     recorded: Recorded = field(default_factory=dict)
+    saved: Mapping[str, SavedTensors] = field(default_factory=dict)
 
     def value(self, application: Application, parameter: NewParameter, made: Mapping[str, Tensor]) -> Tensor:
         """What a parameter starts as, in single precision at least, on the device of what it is computed from.
@@ -47,6 +50,8 @@ class Starting:
         Args:
             made: path → tensor of the parameters that are there already.
         """
+        if parameter.saved:
+            return stacked(application, parameter, self.saved)
         bound, section = self.plan.bound(application.rule), self.plan.section(application)
         site, backend = application.site, EagerBackend()
         told = signature(section, site.role, site.stack)
@@ -60,7 +65,8 @@ class Starting:
         def read(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
             return Term(own[name].axes, wide(made[own[name].path]))
 
-        scope = Scope(bound.rule, bound.options, given, backend, read, section=section, stack=site.stack)
+        options = self.plan.options(application)
+        scope = Scope(bound.rule, options, given, backend, read, section=section, stack=site.stack)
         try:
             with torch.no_grad():
                 term = scope.initial(parameter.name)

@@ -57,6 +57,7 @@ class StoredApplication(Data):
     sizes: dict[Text, Size]
     parameters: dict[Text, StoredParameter]
     trains: dict[Text, StoredParameter]
+    options: dict[Text, bool | int | float | Text] = {}
 
     @property
     def content(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class StoredApplication(Data):
         said = self.model_dump(include={"rule", "section", "role", "site", "sizes"})
         said["parameters"] = {path: list(parameter.shape) for path, parameter in self.parameters.items()}
         said["trains"] = {path: parameter.count for path, parameter in self.trains.items()}
-        return said
+        return said | ({"options": dict(self.options)} if self.options else {})
 
 
 class Record(Data):
@@ -122,6 +123,7 @@ def record_of(compiled: nn.Module, plan: Plan, tensors: str) -> Record:
             sizes=dict(application.site.sizes),
             parameters={each.path: kind(compiled, each.path) for each in application.parameters},
             trains={path: kind(compiled, path) for path in application.trains.values()},
+            options=dict(application.options),
         )
 
     return Record(

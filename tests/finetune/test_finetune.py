@@ -103,6 +103,30 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+    states = [
+        sorted(out.glob("checkpoints/*/schedules.safetensors"))[-1:] for out in (whole.out, resumed.out)
+    ]
+    for one, other in zip(*states, strict=True):
+        averages, again = load_file(one), load_file(other)
+        assert averages.keys() == again.keys()
+        assert all(torch.equal(tensor, again[name]) for name, tensor in averages.items())
+    assert bool(states[0]) == rule.startswith("adalora"), "importances are averages of all steps"
+
+
+def test_what_training_put_to_0_is_not_saved(settings: Settings, quiet: Console) -> None:
+    spec = "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)"
+    result = finetune(replace(settings, rules=(spec,)), quiet)
+    gates = [tensor for name, tensor in adapter(result.out).items() if name.endswith(".E")]
+    assert sum(map(len, gates)) == 4 * 2
+    assert all(bool((gate != 0).all()) for gate in gates)
+    figures = json.loads((result.out / "metrics.json").read_text(encoding="utf-8"))["parameters"]
+    assert figures["after_shrinking"] < figures["trainable"]
+    again = predict(result.out, settings.data, quiet)
+    with (result.out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        told = {row["text"]: row["predicted"] for row in csv.DictReader(file)}
+    assert all(
+        told.get(text, label) == label for text, label in zip(again.texts, again.predicted, strict=True)
+    )
 
 
 def test_rules_give_learning_rates(

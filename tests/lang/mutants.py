@@ -129,6 +129,7 @@ def surface(rule: Rule) -> str:
             f"    {name} [{made.axes}] {made.init} {made.dtype} "
             f"{'trained' if made.trainable else 'frozen'}, one a {made.share}, seed {made.seed}"
             + (f", learning rate times {made.lr}" if made.lr != 1.0 else "")
+            + (", a gate" if made.gate else "")
             for name, made in sorted(section.parameters.items())
         ]
         for port, kept in sorted(section.quantise.items()):

@@ -58,7 +58,8 @@ REFUSED = [
     "lora(rank=0)", "lora(rank=4.5)", "lora(rank='4')", "lora(alpha=nan)", "lora(alpha=1e400)",
     "lora(drop=2)", "lora(rank=4,rank=5)", "lora(rank=4)x", "prefix:abc", "prefix:5(length=6)",
     "prefix(positions=shfit)", "full:3", "lora:path=", "lora:path=a b", "missing/rule.toml", "lora[q]",
-    "lora-q",
+    "lora-q", "lora(rank=4; rank=5)", "lora(rank=4;)", "lora(*: rnk=4)", "lora(*.0.*: rank=0)", "lora(*: rank=4; *: rank=5)",
+    "lora(*: rank)", "adalora(*: gamma=1)",
 ]  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def test_kinds_of_refusal() -> None:
 MAPPINGS: list[Any] = [
     {}, {"rule": 3}, {"rule": "lora", "rnk": 3}, {"rule": "lora", "rank": True}, {"rule": "lora", "part": 3},
     {"rule": "lora", "part": ["qq"]}, {"rule": "lora", "layers": 1.5}, {"rule": "lora", "label": "a.b"},
-    {"rule": "lora", "path": 3}, 3,
+    {"rule": "lora", "path": 3}, 3, {"rule": "lora", "sites": ["*"]}, {"rule": "lora", "sites": {"*": {}}},
+    {"rule": "lora", "sites": {"*": {"rnk": 3}}},
 ]  # fmt: skip
 
 
@@ -99,8 +101,18 @@ def test_mapping_and_spec_say_the_same() -> None:
         {"rule": spec.rule, "part": "q", "rank": 4, "layers": "0-3"},
     ):
         assert bind(given) == spec
+    sites = {"*.0.*": {"rank": 4, "alpha": 2}, "*:v": {"drop": 0.5}}
+    assert bind({"rule": "lora", "sites": sites}) == bind("lora(*.0.*: rank=4, alpha=2; *:v: drop=0.5)")
     assert bind({"rule": "lora", "layers": [0, 2]}).layers == read_layers("0,2")
     assert bind(Path(LORA_FILE)) == bind("lora") == bind(spec.rule)
+
+
+def test_of_options_for_some_sites_the_later_ones_win() -> None:
+    bound = bind("lora(rank=4; *.0.*: rank=5, alpha=2; *:q: rank=6; a.0.b:q: rank=4)")
+    assert bound.options_at("x.0.y", "x.0.y:v") == {"rank": 5, "alpha": 2.0}
+    assert bound.options_at("x.0.y", "x.0.y:q") == {"rank": 6, "alpha": 2.0}
+    assert bound.options_at("a.0.b", "a.0.b:q") == {"alpha": 2.0}, "as everywhere else"
+    assert bound.options_at("x.1.y", "x.1.y:v") == {}
 
 
 def test_labels_are_unique() -> None:
@@ -112,7 +124,14 @@ def test_labels_are_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["lora:q,v@1-(rank=3)", "prefix:7(positions=shift)", "lora:path=*.x", "head"]
+    "text",
+    [
+        "lora:q,v@1-(rank=3)",
+        "prefix:7(positions=shift)",
+        "lora:path=*.x",
+        "head",
+        "lora(rank=3; *.0.*:q: rank=4, drop=1)",
+    ],
 )
 def test_survives_storage(text: str) -> None:
     (bound,) = bind_all([text])

@@ -15,6 +15,8 @@ SHIPPED = default_library()
 HEAD = 'format = 1\nname = "both"\nsummary = "Two rules at once."\n'
 LORA = '\n[[use]]\nrule = "lora"\n'
 PREFIX = '\n[[use]]\nrule = "prefix"\n'
+BOTTLENECK = '\n[[use]]\nrule = "bottleneck"\n'
+COUNT = "[options]\ncount = { default = 2, min = 1 }\n"
 
 
 @pytest.fixture
@@ -235,6 +237,18 @@ CASES = [
     case("R052", LORA + 'let.A = "1"'),
     case("R052", LORA + 'let.x = "1"'),
     case("R052", '[[use]]\nrule = "mam"\nmatch.part = "attention"'),
+    case("R005", BOTTLENECK + 'saved = "Count"'),
+    case("R035", BOTTLENECK + 'added = "z"'),
+    case("R061", BOTTLENECK + 'saved = "count"'),
+    case("R061", COUNT.replace("min = 1", "min = 0") + BOTTLENECK + 'saved = "count"'),
+    case("R061", COUNT + BOTTLENECK + 'saved = "count"\noptions.size = 3'),
+    case("R061", COUNT + BOTTLENECK.replace("bottleneck", "bitfit") + 'saved = "count"'),
+    case("R061", COUNT.replace("count", "rank") + LORA + 'saved = "rank"'),
+    case("R062", PREFIX + 'added = "z"'),
+    case("R020", LORA + 'added = "delta"\nrewrite.y = "y - delta"'),
+    case("R020", LORA + 'added = "z"\nrewrite.y = "y - z"\nlet.z = "x @ A @ B"'),
+    case("R031", COUNT + BOTTLENECK + 'saved = "count"'),
+    case("R031", COUNT + BOTTLENECK + 'saved = "count"\nadded = "z"\nrewrite.y = "y + max(z, axis=\'cuont\')"'),
 ]  # fmt: skip
 
 
@@ -278,6 +292,21 @@ def test_a_composite_has_at_most_sixteen_rules(library: Library, tmp_path: Path)
         with pytest.raises(RuleError, match="at most 16 rules") as caught:
             library.rule(name)
         assert caught.value.code == "R050"
+
+
+def test_what_is_added_has_a_name(library: Library, tmp_path: Path) -> None:
+    rule = composite(f'{LORA}added = "z"\nrewrite.y = "y - z"\nmerge = false')
+    assert rule.rewrite == {"y": "y - lora_z"}
+    assert rule.let["lora_z"] == "lora_delta"
+    for text, told in (("2 * y + y", "2 * y"), ("y * 2", ""), ("y - 2 * y", "")):
+        written(tmp_path, "norms", [], f'[match]\nrole = "norm"\n[rewrite]\ny = "{text}"\n')
+        use = '[[use]]\nrule = "norms"\nadded = "z"\nrewrite.y = "z"\n'
+        if told:
+            assert composite(use, library).let == {"norms_z": told}
+            continue
+        with pytest.raises(RuleError, match=r"which is not 'y \+ …'") as caught:
+            composite(use, library)
+        assert caught.value.code == "R062"
 
 
 def test_what_used_rules_say_of_each_other_holds(library: Library, tmp_path: Path) -> None:

@@ -122,7 +122,14 @@ parameters = st.fixed_dictionaries(
         "init": st.one_of(
             st.sampled_from([*LAWS, "normal(std=0.02)", "normal(std=alpha)", "uniform(low=1, high=x)"]),
             st.sampled_from(
-                ["length(W, axis='d_in')", "svd_vh(W, rank)", "W", "A", "first(x, rank, axis='d_in')"]
+                [
+                    "length(W, axis='d_in')",
+                    "svd_vh(W, rank)",
+                    "W",
+                    "A",
+                    "saved(A)",
+                    "first(x, rank, axis='d_in')",
+                ]
             ),
             expressions,
         ),
@@ -205,6 +212,7 @@ def grown(draw: Callable[[st.SearchStrategy[Any]], Any]) -> dict[str, Any]:
 def specs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> str:
     """Something like a rule spec."""
     some = st.sampled_from([
+        ";", "; *.0.*:", "*:q: rank=4",
         *SHIPPED, ":", "@", "(", ")", ",", "=", ".", "rank", "length", "4", "q", "v", "decoder.q", "path=*.x", "4-11",
         "6-", "-", "'", '"', " ", "x.toml", "/dev/zero", "/proc/self/mem", ".toml", "path=", "*", "0" * 500, *NASTY,
     ])  # fmt: skip

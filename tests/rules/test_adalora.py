@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,17 @@ import peftc
 from tests.models import llama, padding, randomise, tokens
 
 RANK, TARGET, ALPHA, GAMMA, STEPS, WARMUP, COOLDOWN, EVERY = 4, 2, 8, 0.1, 12, 2, 3, 2
-SPEC = (
-    f"adalora:q,v,down(rank={RANK}, target={TARGET}, alpha={ALPHA}, gamma={GAMMA}, warmup={WARMUP}, "
-    f"cooldown={COOLDOWN}, every={EVERY})"
-)
+LONG = {"steps": 100, "warmup": 10, "cooldown": 20, "every": 5}
+
+
+def spec(warmup: int = WARMUP, cooldown: int = COOLDOWN, every: int = EVERY) -> str:
+    return (
+        f"adalora:q,v,down(rank={RANK}, target={TARGET}, alpha={ALPHA}, gamma={GAMMA}, warmup={warmup}, "
+        f"cooldown={cooldown}, every={every})"
+    )
+
+
+SPEC = spec()
 
 
 def batch(model: Any, seed: int) -> dict[str, Tensor]:
@@ -25,18 +33,20 @@ def batch(model: Any, seed: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-def pair() -> tuple[Any, Any, dict[str, str]]:
+def pair(
+    steps: int = STEPS, warmup: int = WARMUP, cooldown: int = COOLDOWN, every: int = EVERY
+) -> tuple[Any, Any, dict[str, str]]:
     """Compiled model, HF PEFT's, and path in one → path in the other; the same random weights in both."""
     from peft import AdaLoraConfig, get_peft_model
 
     model = llama()
     config = AdaLoraConfig(
-        init_r=RANK, target_r=TARGET, lora_alpha=ALPHA, lora_dropout=0.0, orth_reg_weight=GAMMA, tinit=WARMUP,
-        tfinal=COOLDOWN, deltaT=EVERY, total_step=STEPS, target_modules=["q_proj", "v_proj", "down_proj"],
+        init_r=RANK, target_r=TARGET, lora_alpha=ALPHA, lora_dropout=0.0, orth_reg_weight=GAMMA, tinit=warmup,
+        tfinal=cooldown, deltaT=every, total_step=steps, target_modules=["q_proj", "v_proj", "down_proj"],
         task_type="CAUSAL_LM",  # without it peft loses the orthogonality term
     )  # fmt: skip
     theirs: Any = get_peft_model(copy.deepcopy(model), config)
-    compiled: Any = peftc.compile(model, [SPEC], batch(model, 0), defaults=False)
+    compiled: Any = peftc.compile(model, [spec(warmup, cooldown, every)], batch(model, 0), defaults=False)
     randomise(compiled, scale=0.2)
     names = {
         parameter.path: f"base_model.model.{each.site.path}.lora_{parameter.name}.default"
@@ -83,6 +93,70 @@ def test_a_training_run_is_that_of_hf_peft() -> None:
     assert budgets[WARMUP] == sites * RANK, "cut every second step, not at the third"
     assert budgets[-1] == sites * TARGET
     assert len(set(live(compiled))) > 1, "some sites must end with more ranks than others"
+
+
+def far(compiled: Any, theirs: Any, names: dict[str, str]) -> float:
+    """The largest difference between parameters of both."""
+    return max(
+        float((theirs.get_parameter(other).view_as(p) - p).detach().abs().max())
+        for ours, other in names.items()
+        for p in (compiled.get_parameter(ours),)
+    )
+
+
+@pytest.mark.slow
+def test_a_hundred_steps_of_a_trainer_are_those_of_hf_peft(tmp_path: Path) -> None:
+    """AdamW, gradient accumulation, clipping and a falling rate, all Trainer's own; masks are compared at every step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from peftc.finetune.schedules import RunSchedules
+
+    compiled, theirs, names = pair(**LONG)
+    masks: dict[str, list[list[bool]]] = {"ours": [], "theirs": []}
+
+    class Allocate(TrainerCallback):
+        """HF PEFT leaves this call to its user."""
+
+        def on_optimizer_step(self, *given: Any, **_: Any) -> None:
+            theirs.base_model.update_and_allocate(given[1].global_step + 1)
+
+    class Watch(TrainerCallback):
+        def __init__(self, which: str, gates: list[Tensor]) -> None:
+            self.which, self.gates = which, gates
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            masks[self.which].append([bool(value) for gate in self.gates for value in gate.flatten()])
+
+    rows = [{key: held[0] for key, held in batch(compiled, seed).items()} for seed in range(24)]
+    ours = [name for name in names if name.endswith(".E")]
+    runs = (
+        (compiled, [RunSchedules(compiled), Watch("ours", [compiled.get_parameter(name) for name in ours])]),
+        (theirs, [Allocate(), Watch("theirs", [theirs.get_parameter(names[name]) for name in ours])]),
+    )
+    for model, callbacks in runs:
+        args = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=LONG["steps"], per_device_train_batch_size=2, report_to="none",
+            gradient_accumulation_steps=2, learning_rate=5e-3, seed=3, use_cpu=True, save_strategy="no",
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        Trainer(model=model, args=args, train_dataset=rows, callbacks=callbacks).train()
+    assert len(masks["ours"]) == LONG["steps"]
+    assert masks["ours"] == masks["theirs"]
+    assert far(compiled, theirs, names) <= 2e-5
+    left = [sum(row) for row in masks["ours"]]
+    assert left[9] == 6 * RANK
+    assert left[-1] == 6 * TARGET
+    assert len(set(left)) >= 8, "the budget shrinks little by little"
+    # What HF PEFT would save is narrowed by its rank pattern; so is what shrink() leaves.
+    pattern = theirs.peft_config["default"].rank_pattern
+    smaller: Any = compiled.shrink()
+    found = {each.site.path: each.parameters[0].shape[0] for each in smaller.peftc_plan.applications}
+    assert found == {name.partition(".lora_E")[0]: sum(kept) for name, kept in pattern.items() if sum(kept)}
+    given = batch(compiled, 99)
+    outputs = [each.eval()(**given).logits for each in (compiled, smaller, theirs)]
+    real = given["attention_mask"].bool()
+    assert (outputs[0] - outputs[1])[real].abs().max() <= 1e-5
+    assert (outputs[0] - outputs[2])[real].abs().max() <= 5e-5
 
 
 def test_the_loss_is_the_papers() -> None:
