@@ -153,7 +153,7 @@ class Parameter(Data):
         default=None,
         description="Draws it alike on every machine, whatever was drawn before: a number, or an option that is one.",
     )
-    lr: Annotated[int | float, Field(ge=0)] | Name = Field(
+    lr: Annotated[float, Field(ge=0)] | Name = Field(
         default=1.0,
         description="The factor on the optimiser's learning rate for it: a number, or an option that is one. "
         "`peftc finetune` heeds it, and so do the groups of `peftc.param_groups`.",

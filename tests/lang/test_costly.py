@@ -115,5 +115,5 @@ def test_marks_of_editors_do_no_harm(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + SHIPPED["lora"].replace("\n", "\r\n").encode())
     assert load_rule(path) == default_library().rule("lora")
     path.write_bytes(path.read_bytes().replace(b"p=drop", b"p=drp"))
-    with pytest.raises(RuleError, match=r"\[let\] delta, line 24"):
+    with pytest.raises(RuleError, match=r"\[let\] delta, line 25"):
         load_rule(path)

@@ -11,7 +11,7 @@ from peftc.lang import Rule, check, default_library, read_text
 from peftc.lang.gates import gone
 
 LIBRARY = default_library()
-LORA = (LIBRARY.folders[0] / "lora.toml").read_text()
+LORA = (LIBRARY.folders[0] / "lora.toml").read_text().partition("\n[[also]]")[0] + "\n"
 ADALORA = (LIBRARY.folders[0] / "adalora.toml").read_text()
 NUMBER = 'g = { axes = "", init = "ones", gate = true }\n\n[let]'
 CONSTANT = 'c = { axes = "d_out", init = "zeros" }\n\n[let]'
