@@ -49,7 +49,9 @@ BINDINGS: Mapping[Any, Callable[..., Any] | str] = {
 }
 """Operator → function, or name of a method."""
 
-MOST: Mapping[Any, int] = {torch.ops.aten.to.dtype: 4}  # positional arguments that the binding takes, where these are fewer
+MOST: Mapping[Any, int] = {
+    torch.ops.aten.to.dtype: 4
+}  # positional arguments that the binding takes, where these are fewer
 
 
 def bound(graph: fx.Graph) -> fx.Graph:
