@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from peftc.capture import capture
-from peftc.capture.examples import prepare
 from peftc.capture.graph_reader import CONSTANTS
+from peftc.capture.signature import call_with
 from peftc.emit import Templates, emit
 from peftc.graphs.program import Program
 from peftc.graphs.reading import operator_name
@@ -18,8 +18,7 @@ from peftc.graphs.reading import operator_name
 def captured(module: nn.Module, *, train: bool = False, **inputs: Any) -> Program:
     """The normalised program of one call, its constants put into the module."""
     module.train(train)
-    prepare(module)
-    program, constants, _ = capture(module, inputs)
+    program, constants, _ = capture(module, call_with(inputs))
     if constants and not hasattr(module, CONSTANTS):
         module.add_module(CONSTANTS, nn.Module())
     for name, tensor in constants.items():

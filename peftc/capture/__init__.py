@@ -1,19 +1,17 @@
 """Model and call → normalised graph. Knows nothing of roles or rules."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
 from peftc.capture.export import export_call
 from peftc.capture.normalise import normalise
+from peftc.capture.signature import Call
 from peftc.graphs.program import Program
 from peftc.passes import AS_MADE, PassRecord, PassSettings
 
 
 def capture(
     root: nn.Module,
-    arguments: Mapping[str, Any],
+    call: Call,
     path: str = "",
     *,
     exact: bool = False,
@@ -33,7 +31,7 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured.
     """
-    raw, constants = export_call(root, arguments, path, exact=exact, answers=answers)
+    raw, constants = export_call(root, call, path, exact=exact, answers=answers)
     program, records = normalise(raw, settings)
     return program, constants, records
 

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from peftc.capture.flat_call import FlatCall
 from peftc.errors import CaptureError
 
 
-def check_rows(
-    root: nn.Module, arguments: Mapping[str, Any], inputs: Mapping[str, Any], exported: ExportedProgram
-) -> None:
+def check_rows(root: nn.Module, flat: FlatCall, exported: ExportedProgram) -> None:
     """Run both on noise, and put back what they change.
 
     Args:
         root: the module that was traced.
-        arguments: its call; inputs: those of them that the program takes.
+        flat: its call.
         exported: the program.
 
     Raises:
         CaptureError: they differ, or cannot be run.
     """
-    drawn = pytree.tree_map_only(Tensor, numbers_like, dict(inputs))
+    drawn = {name: numbers_like(tensor) for name, tensor in flat.inputs.items()}
     buffers = {buffer: buffer.clone() for buffer in root.buffers()}
     devices = {tensor.get_device() for tensor in root.parameters() if tensor.is_cuda}
     program = exported.module(check_guards=False)
     results = []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            for module, given in ((root, {**arguments, **drawn}), (program, drawn)):
+            for run in (lambda given: FlatCall(flat.call).run(root, given), lambda given: program(**given)):
                 torch.manual_seed(0)
-                results.append(pytree.tree_leaves(module(**copy.deepcopy(given))))
+                results.append(run(copy.deepcopy(drawn)))
                 for buffer, before in buffers.items():
                     buffer.copy_(before)
         same = len(results[0]) == len(results[1]) and all(map(close, *results))

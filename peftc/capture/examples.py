@@ -66,16 +66,3 @@ def spectra(config: Any) -> Tensor | None:
 
 EXAMPLES = {"input_ids": ids, "pixel_values": pixels, "input_values": waves, "input_features": spectra}
 """Name of a model's main input in transformers → what makes one from a config; None where it cannot."""
-
-
-def prepare(model: nn.Module) -> None:
-    """Make the structures that a transformers model may return known to tracing."""
-    try:
-        from transformers import PreTrainedModel
-        from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
-    except ImportError:
-        return
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            register_cache_pytrees_for_model(module)
-            return

@@ -6,7 +6,7 @@ import inspect
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils import _pytree as pytree
 
 from peftc.capture.assumption import check_rows
+from peftc.capture.flat_call import FlatCall
 from peftc.capture.graph_reader import GraphReader
+from peftc.capture.signature import Call
 from peftc.capture.silence import quiet, unlogged
 from peftc.capture.size_reader import size_conditions
 from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
@@ -30,7 +31,7 @@ CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least 
 
 def export_call(
     root: nn.Module,
-    arguments: Mapping[str, Any],
+    call: Call,
     path: str = "",
     *,
     exact: bool = False,
@@ -50,17 +51,28 @@ def export_call(
     """
     drawn = numbers_state()
     with quiet(root), standing_in(root):
-        exported, answered = in_thread(lambda: trace(root, arguments, (0,) if exact else (None, 2), answers))
+        flat = FlatCall(call)
+        exported, answered = in_thread(lambda: trace(root, flat, (0,) if exact else (None, 2), answers))
     if numbers_state() != drawn:
         raise CaptureError(
             f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",
             hint="turn off in the model's config what it draws in this mode (augmentation, dropping of layers)",
         )
     constants: dict[str, Tensor] = {}
-    graph, inputs = GraphReader(exported, root, path, constants).read(arguments)
-    sizes = size_conditions([node for node in graph.nodes if node.op == "placeholder"])
-    mixed = any(module.training != root.training for module in root.modules())
-    program = Program(graph, path, inputs, sizes, training=root.training, mixed=mixed, answers=answered)
+    reader = GraphReader(exported, root, path, constants)
+    graph = reader.read(flat)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"][: len(call.tensors)]
+    program = Program(
+        graph,
+        path,
+        call.names,
+        size_conditions(inputs),
+        training=root.training,
+        mixed=any(module.training != root.training for module in root.modules()),
+        answers=answered,
+        given=reader.given,
+        lengths=flat.lengths,
+    )
     return program, constants
 
 
@@ -72,7 +84,7 @@ def numbers_state() -> tuple[bytes, int]:
 
 def trace(
     root: nn.Module,
-    arguments: Mapping[str, Any],
+    flat: FlatCall,
     limits: Sequence[int | None],
     answers: tuple[bool, ...] = (),
 ) -> tuple[ExportedProgram, tuple[bool, ...]]:
@@ -86,15 +98,14 @@ def trace(
         tracing = Tracing(answers)
         while True:
             try:
-                exported = attempt(root, arguments, limit, tracing)
+                exported = attempt(root, flat, limit, tracing)
             except Exception as error:  # noqa: BLE001 - the model's code may raise anything; it is told below
                 if not tracing.has_another_way(error):
                     failure = failure or error
                     break
             else:
                 if tracing.all_rows:
-                    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
-                    check_rows(root, arguments, inputs, exported)
+                    check_rows(root, flat, exported)
                 return exported, tracing.answered
     assert failure is not None
     raise CaptureError(
@@ -103,9 +114,7 @@ def trace(
     ) from failure
 
 
-def attempt(
-    root: nn.Module, arguments: Mapping[str, Any], limit: int | None, tracing: Tracing
-) -> ExportedProgram:
+def attempt(root: nn.Module, flat: FlatCall, limit: int | None, tracing: Tracing) -> ExportedProgram:
     """Export once."""
     with warnings.catch_warnings():
         # export warns about its own internals, and logs whole graphs; users can do nothing there
@@ -114,9 +123,10 @@ def attempt(
             unlogged(),
             modules_kept(),
             seeds_refused(),
-            constants_baked_in(root, arguments, tracing) as inputs,
+            flattened(root, flat, tracing),
         ):
-            return export(root, (), inputs, dynamic_shapes=general_in(inputs, limit), strict=False)
+            shapes = general_in(flat, limit)
+            return export(root, (), flat.inputs, dynamic_shapes=shapes, strict=False)
 
 
 def reason(failure: Exception) -> str:
@@ -127,29 +137,23 @@ def reason(failure: Exception) -> str:
 
 
 @contextmanager
-def constants_baked_in(
-    root: nn.Module, arguments: Mapping[str, Any], tracing: Tracing
-) -> Iterator[dict[str, Any]]:
-    """Give `root` a forward that takes only the arguments with tensors in them, by name; yields those.
+def flattened(root: nn.Module, flat: FlatCall, tracing: Tracing) -> Iterator[None]:
+    """Give `root` a forward that takes and returns tensors only: export cannot take every structure apart.
 
     It runs under `tracing`, which only code inside the trace can enter.
-
-    Export would have the other arguments as inputs too, and cannot say of those behind a `**` which they are.
     """
-    inputs = {name: value for name, value in arguments.items() if takes_part(value)}
-    constants = {name: value for name, value in arguments.items() if name not in inputs}
     original = root.forward
 
-    def forward(**kwargs: Any) -> Any:
+    def forward(**inputs: Any) -> list[Any]:
         with tracing:
-            return original(**kwargs, **constants)
+            return flat.run(original, inputs)
 
-    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in flat.inputs]
     forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
     own = vars(root).get("forward")
     object.__setattr__(root, "forward", forward)
     try:
-        yield inputs
+        yield
     finally:
         if own is None:
             object.__delattr__(root, "forward")
@@ -157,41 +161,30 @@ def constants_baked_in(
             object.__setattr__(root, "forward", own)
 
 
-def takes_part(value: Any) -> bool:
-    """Whether a value is a tensor, or a structure that export must take apart."""
-    return not isinstance(value, (bool, int, float, str, type(None)))
-
-
-def general_in(inputs: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+def general_in(flat: FlatCall, limit: int | None) -> dict[str, Any]:
     """The `dynamic_shapes` of a call. Of images, height and width stay as they are.
 
     Almost every model of images asks for one size of them, and patches of a size that is a symbol make expressions
     that take minutes to simplify. Calls with other sizes are captured on their own.
     """
-    return {name: general(value, 1 if is_image(name, value) else limit) for name, value in inputs.items()}
+    alone = {name for name, shape in flat.call.key if shape[0] is Tensor}
+    return {
+        name: general(value, 1 if name in alone and is_image(name, value) else limit)
+        for name, value in flat.inputs.items()
+    }
 
 
-def is_image(name: str, value: Any) -> bool:
+def is_image(name: str, value: Tensor) -> bool:
     """Whether an argument is a batch of images [batch channels height width], or of videos, which have frames too."""
-    if not isinstance(value, Tensor) or value.dim() not in (4, 5) or not value.is_floating_point():
+    if value.dim() not in (4, 5) or not value.is_floating_point():
         return False
     return "mask" not in name and value.shape[-3] <= CHANNELS and min(value.shape[-2:]) >= PIXELS
 
 
-def general(value: Any, limit: int | None) -> Any:
-    """The `dynamic_shapes` of a value: every dimension below `limit` of every tensor may vary."""
-    if isinstance(value, Tensor):
-        axes = range(value.dim() if limit is None else min(limit, value.dim()))
-        # A size of 1 is always specialised.
-        return {axis: Dim.AUTO for axis in axes if value.shape[axis] != 1}
-    if type(value) in (list, tuple):
-        return type(value)(general(item, limit) for item in value)
-    if type(value) is dict:
-        return {name: general(item, limit) for name, item in value.items()}
-    if type(value) in pytree.SUPPORTED_NODES:
-        children, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-        return [general(child, limit) for child in children]
-    return None
+def general(value: Tensor, limit: int | None) -> dict[int, Any]:
+    """The `dynamic_shapes` of a tensor: every dimension below `limit` may vary."""
+    axes = range(value.dim() if limit is None else min(limit, value.dim()))
+    return {axis: Dim.AUTO for axis in axes if value.shape[axis] > 1}  # 0 and 1 are always specialised
 
 
 def source_lines(error: BaseException) -> Iterator[str]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.utils import _pytree as pytree
+from torch.export.graph_signature import InputKind
 
 from peftc.capture.batching import write_out_batching
-from peftc.capture.structures import structure_maker
+from peftc.capture.flat_call import FlatCall
+from peftc.capture.recipes import (
+    KEPT,
+    Change,
+    Given,
+    Made,
+    Slot,
+    change,
+    given_in,
+    maker,
+    numbered,
+    slots_in,
+    updater,
+)
 from peftc.errors import CaptureError
 from peftc.graphs.branches import BRANCH, MARK, expect
 from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
@@ -31,33 +43,33 @@ class GraphReader:
     ) -> None:
         self.exported, self.root, self.path, self.constants = exported, root, path, constants
         self.graph = fx.Graph()
+        self.changes: dict[str, Change] = {}
+        self.given: tuple[str, ...] = ()
         self.first: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
             self.first.setdefault(id(tensor), name)
 
-    def read(self, arguments: Mapping[str, Any]) -> tuple[fx.Graph, tuple[str, ...]]:
-        """The copied graph, and the name of each placeholder."""
+    def read(self, flat: FlatCall) -> fx.Graph:
+        """The copied graph: its placeholders are the call's tensors, then the structures that it changes."""
         env: dict[fx.Node, Any] = {}
-        names: list[str] = []
         in_spec = self.exported.call_spec.in_spec
         assert in_spec is not None
-        order = in_spec.children()[1].context  # export has its own order of keyword arguments
-        leaf_names = list(self.leaf_names({name: arguments[name] for name in order}))
-        user_inputs = 0
+        order = iter(in_spec.children()[1].context)  # export has its own order of keyword arguments
         placeholders = [node for node in self.exported.graph.nodes if node.op == "placeholder"]
+        inputs: dict[str, fx.Node] = {}
         state: list[tuple[fx.Node, str, str]] = []
         for node, spec in zip(placeholders, self.exported.graph_signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
-                name = leaf_names[user_inputs]
-                user_inputs += 1
-                if isinstance(spec.arg, ConstantArgument):
-                    env[node] = spec.arg.value
-                    continue
-                env[node] = self.graph.placeholder(name.replace(".", "_"))
-                env[node].meta = dict(node.meta)
-                names.append(name)
+                inputs[next(order)] = node
             else:
                 state.append((node, self.state_path(spec), spec.kind.name.lower()))
+        for name in flat.inputs:
+            env[inputs[name]] = self.graph.placeholder(name)
+            env[inputs[name]].meta = dict(inputs[name].meta)
+        self.changes = changes_of(flat, [inputs[name] for name in flat.inputs], self.exported.graph)
+        returned = given_in(flat.result)
+        self.given = tuple(name for name in flat.passed if name in self.changes or name in returned)
+        given = {name: self.graph.placeholder(name) for name in self.given}
         made: dict[str, fx.Node] = {}
         for node, target, kind in state:
             if target not in made:
@@ -71,17 +83,8 @@ class GraphReader:
             if isinstance(module, fx.GraphModule):
                 write_out_batching(module)
         output = self.copy(self.exported.graph_module, env)
-        self.write_output(list(output))
-        return self.graph, tuple(names)
-
-    def leaf_names(self, arguments: Mapping[str, Any]) -> Iterator[str]:
-        """Names of the call's leaves in the order in which export flattened them."""
-        for name, value in arguments.items():
-            leaves = pytree.tree_leaves(value)
-            if isinstance(value, Tensor) or (len(leaves) == 1 and leaves[0] is value):
-                yield name
-            else:
-                yield from (f"{name}.{position}" for position in range(len(leaves)))
+        self.write_output(list(output), flat, given)
+        return self.graph
 
     def state_path(self, spec: Any) -> str:
         """Full path of a parameter, buffer or constant; tied ones have the path of the first."""
@@ -180,25 +183,46 @@ class GraphReader:
         cut.meta = dict(node.meta)
         return cut
 
-    def write_output(self, leaves: list[Any]) -> None:
-        """Rebuild the model's own output object from the exported leaves, as nodes of the graph."""
-        spec = self.exported.call_spec.out_spec
-        assert spec is not None
-        self.graph.output(self.build(spec, iter(leaves)))
+    def write_output(self, found: list[Any], flat: FlatCall, given: dict[str, fx.Node]) -> None:
+        """Carry over what the call changes, and rebuild the model's own output object, as nodes of the graph."""
+        for name, changed in self.changes.items():
+            slots = slots_in(changed)
+            carry = updater(numbered(changed, slots), flat.passed[name].kind)
+            given[name] = self.graph.call_function(
+                carry, (given[name], [found[slot.position] for slot in slots])
+            )
+        self.graph.output(self.build(flat.result, found, given))
 
-    def build(self, spec: Any, leaves: Iterator[Any]) -> Any:
+    def build(self, recipe: Any, found: list[Any], given: Mapping[str, fx.Node]) -> Any:
         """One level of the output's structure."""
-        if spec.is_leaf():
-            return next(leaves)
-        children = [self.build(child, leaves) for child in spec.children()]
-        if spec.type in (tuple, list):
-            return spec.type(children)
-        if spec.type is dict:
-            return dict(zip(spec.context, children, strict=True))
-        has_fields = dataclasses.is_dataclass(spec.type) and isinstance(spec.context, list)
-        if has_fields:
-            return self.graph.call_function(spec.type, (), dict(zip(spec.context, children, strict=True)))
-        return self.graph.call_function(structure_maker(spec.type, spec.context, len(children)), (children,))
+        if isinstance(recipe, Slot):
+            return found[recipe.position]
+        if isinstance(recipe, Given):
+            return given[recipe.name]
+        if isinstance(recipe, dict):
+            return {key: self.build(item, found, given) for key, item in recipe.items()}
+        if isinstance(recipe, (list, tuple)):
+            items = [self.build(item, found, given) for item in recipe]
+            return type(recipe)(*items) if hasattr(recipe, "_fields") else type(recipe)(items)
+        if not isinstance(recipe, Made):
+            return recipe
+        if issubclass(recipe.kind, dict) and dataclasses.is_dataclass(recipe.kind):
+            items = [self.build(item, found, given) for item in recipe.items]
+            return self.graph.call_function(recipe.kind, (), dict(zip(recipe.names, items, strict=True)))
+        slots = slots_in(recipe)
+        make = maker(numbered(recipe, slots))
+        return self.graph.call_function(make, ([found[slot.position] for slot in slots],))
+
+
+def changes_of(flat: FlatCall, inputs: list[fx.Node], graph: fx.Graph) -> dict[str, Change]:
+    """What an exported call changes in each structure that it was given, of those in which it changes anything."""
+    outputs: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+
+    def same(before: Slot, after: Slot) -> bool:
+        return outputs[after.position] is inputs[before.position]
+
+    found = {name: change(each.before, each.after, same) for name, each in flat.passed.items()}
+    return {name: changed for name, changed in found.items() if changed is not KEPT}
 
 
 def carries_gradient(node: Any) -> bool:

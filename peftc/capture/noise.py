@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from peftc.capture.recipes import WRITES
 from peftc.graphs.branches import expect
 from peftc.graphs.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
 
@@ -85,9 +86,9 @@ def mutated(node: fx.Node) -> bool:
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether a node calls an operator that writes into its arguments."""
+    """Whether a node calls an operator, or an `updater`, that writes into its arguments."""
     schema = schema_of(node)
-    return schema is not None and schema.is_mutable
+    return schema.is_mutable if schema is not None else hasattr(node.target, WRITES)
 
 
 @dataclass(frozen=True)

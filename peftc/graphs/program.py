@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -14,7 +15,7 @@ class Program:
     """One captured call.
 
     Attributes:
-        graph: placeholders are the call's tensors in order of `inputs`; `get_attr` nodes name parameters,
+        graph: placeholders are the call's tensors in order of `inputs`, then what is `given`; `get_attr` nodes name parameters,
             buffers and constants of `root`'s model by full path; the output is what the model returns.
         root: path of the module that was called; "" for the whole model.
         inputs: name of every tensor of the call ("input_ids", "past_key_values.3").
@@ -23,6 +24,8 @@ class Program:
         training: whether the model was in training mode.
         mixed: whether some of its modules were in the other mode.
         answers: what data must say at each branch that the code takes by it, for this program to hold.
+        given: arguments that it changes or returns as the objects that they are: placeholders after the tensors'.
+        lengths: class → attributes of what it returns or changes that are numbers which change from call to call.
     """
 
     graph: fx.Graph
@@ -33,6 +36,8 @@ class Program:
     training: bool = False
     mixed: bool = False
     answers: tuple[bool, ...] = ()
+    given: tuple[str, ...] = ()
+    lengths: Mapping[type, frozenset[str]] = field(default_factory=dict, hash=False)
 
     def with_graph(self, graph: fx.Graph, **changes: object) -> Program:
         """The same call with another graph."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
-from peftc.capture.examples import example_arguments, prepare
+from peftc.capture.examples import example_arguments
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.graphs.program import Program
 from peftc.lang import Bound
@@ -49,11 +49,10 @@ def capture_example(
     model: nn.Module, example_inputs: Mapping[str, Any] | None = None, passes: PassSettings = AS_MADE
 ) -> tuple[Call, Key, tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]]:
     """An example call of a model, the mode the model was in, and what `capture` makes of the call."""
-    prepare(model)
     # As the engine reads any call: the program will serve calls with these arguments in any order.
     call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
     mode = mode_key(model, list(model.modules()))
-    return call, mode, capture(model, example_call(call.arguments), settings=passes)
+    return call, mode, capture(model, example_call(call), settings=passes)
 
 
 def look(

@@ -16,7 +16,7 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.normalise import for_ones
-from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
+from peftc.capture.signature import Call, Key, Parameters, call_of, example_call, mode_key, read_call
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
@@ -53,6 +53,11 @@ class Entry:
         """Whether a call has the sizes that the capture could not keep general."""
         return self.program.sizes.hold(tensors)
 
+    def run(self, module: nn.Module, call: Call) -> Any:
+        """Run a call that fits."""
+        given = [call.arguments[name] for name in self.program.given]
+        return self.emitted.function(module, *call.tensors, *given)
+
 
 class Engine:
     """The programs of one compiled module, shared by all its submodules.
@@ -75,6 +80,7 @@ class Engine:
         self.programs: dict[Key, list[Entry]] = {}
         self.entries: list[Entry] = []
         self.parameters: dict[str, Parameters] = {}
+        self.lengths: dict[type, frozenset[str]] = {}
         self.plain: dict[str, type[nn.Module]] = {}
         self.inside: dict[str, list[nn.Module]] = {}
         self.lock = threading.RLock()
@@ -89,6 +95,7 @@ class Engine:
         copied.programs = {key: list(entries) for key, entries in self.programs.items()}
         copied.entries = list(self.entries)
         copied.parameters, copied.plain = dict(self.parameters), dict(self.plain)
+        copied.lengths = dict(self.lengths)
         copied.schedules = copy.deepcopy(self.schedules)
         copied.inside = {}
         copied.lock = threading.RLock()
@@ -107,12 +114,12 @@ class Engine:
 
     def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of the module at `path`."""
-        call = read_call(self.parameters[path], args, kwargs)
+        call = read_call(self.parameters[path], args, kwargs, self.lengths)
         key = (path, self.enabled, self.mode(path, module), call.key)
         if torch.compiler.is_compiling():
             for number in self.numbers_for_trace(key):
                 if self.entries[number].fits(call.tensors):
-                    return self.entries[number].emitted.function(module, *call.tensors)
+                    return self.entries[number].run(module, call)
             raise ProgramError(
                 "a call of these sizes has no program yet, and they are not known while it is traced",
                 hint="call the module once with tensors of these sizes before it is traced",
@@ -126,7 +133,7 @@ class Engine:
             ):
                 chosen = entry.fast
             try:
-                return chosen.emitted.function(module, *call.tensors)
+                return chosen.run(module, call)
             except BranchError as other:
                 given = entry.program.answers[: other.number + 1]
                 answers = (*given[:-1], not given[-1])
@@ -138,7 +145,7 @@ class Engine:
             path, enabled, *rest = key
             for other in self.programs.get((path, not enabled, *rest), ()):
                 self.share(key, other)
-        entries = self.programs.get(key) or [self.capture(key, example_call(arguments_of(key[3])))]
+        entries = self.programs.get(key) or [self.capture(key, example_call(call_of(key[3])))]
         return tuple(self.entries.index(entry) for entry in entries)
 
     def find(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...]) -> Entry | None:
@@ -155,7 +162,7 @@ class Engine:
         if nothing else helps, the program is for these alone.
         """
         for own_sizes, exact in ((False, False), (True, False), (True, True)):
-            example = example_call(call.arguments, own_sizes=own_sizes)
+            example = example_call(call, own_sizes=own_sizes)
             entry = self.capture(key, example, exact=exact, answers=answers)
             if entry.fits(call.tensors):
                 return entry
@@ -164,7 +171,7 @@ class Engine:
     def capture(
         self,
         key: Key,
-        arguments: Mapping[str, Any],
+        call: Call,
         *,
         exact: bool = False,
         answers: tuple[bool, ...] = (),
@@ -180,7 +187,7 @@ class Engine:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
-                    module, arguments, path, exact=exact, answers=answers, settings=self.passes
+                    module, call, path, exact=exact, answers=answers, settings=self.passes
                 )
             after = (path, enabled, self.mode(path, module), key[3])
             # A first call may write to the config: then both states have this program.
@@ -224,6 +231,8 @@ class Engine:
         """Put the plan into a program, and keep it under its keys."""
         enabled = next(iter(keys))[1]
         self.keep_constants(constants)
+        for kind, names in program.lengths.items():
+            self.lengths[kind] = self.lengths.get(kind, frozenset()) | names
         entry = self.entry(program, enabled, records, analysis)
         fast = for_ones(program, self.passes)
         if fast is not None:
@@ -283,25 +292,3 @@ class Engine:
         finally:
             for path, made in generated.items():
                 self.root.get_submodule(path).__class__ = made
-
-
-def arguments_of(parts: tuple[Any, ...]) -> dict[str, Any]:
-    """Example arguments for a call of which only the signature is known.
-
-    Raises:
-        ProgramError: the call has structures or tensors whose sizes a signature does not tell.
-    """
-    arguments: dict[str, Any] = {}
-    for name, *rest in parts:
-        if len(rest) == 4 and isinstance(name, str) and rest[0] <= 2:
-            dim, dtype, kind, index = rest
-            device = torch.device(kind) if index is None else torch.device(kind, index)
-            arguments[name] = torch.zeros([2, 23][:dim], dtype=dtype, device=device)
-        elif len(rest) == 1 and isinstance(name, str) and not isinstance(rest[0], tuple):
-            arguments[name] = rest[0]
-        else:
-            raise ProgramError(
-                f"this call, with {name!r}, has no program yet and cannot be captured while it is traced",
-                hint="call the module once with these arguments before it is traced",
-            )
-    return arguments

@@ -126,9 +126,7 @@ def record(
             hint="compile(..., data={...}) takes them: arguments of forward, by name",
         )
     call = read_call(Parameters.of(model.forward), (), dict(data))
-    program, constants, _ = capture(
-        model, example_call(call.arguments, own_sizes=True), exact=True, settings=settings
-    )
+    program, constants, _ = capture(model, example_call(call, own_sizes=True), exact=True, settings=settings)
     analysis = analyse(program.graph, model)
     wanted: dict[tuple[str, str, str], fx.Node] = {}
     for application, parameter in needed:
@@ -167,6 +165,10 @@ def run(
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     output.args = (tuple(moved[node] for node in wanted),)
     graph.eliminate_dead_code()
+    for name in program.given:  # nothing is changed here
+        graph.erase_node(
+            next(node for node in graph.nodes if node.op == "placeholder" and node.target == name)
+        )
     bind(graph, quantised_in(model))
     holder = nn.Module()
     for name, tensor in constants.items():

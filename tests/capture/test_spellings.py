@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from peftc.capture import capture
 from peftc.capture.normalise import SPELLINGS
 from peftc.capture.respelling import FOLDER, recognise, respell
+from peftc.capture.signature import call_with
 from peftc.capture.spelling import read_spelling, spelling_of
 from peftc.errors import RuleError
 from peftc.passes import PassRecord, PassSettings
@@ -239,7 +240,7 @@ def records_of(module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, PassRe
     def watch(record: PassRecord, _: fx.Graph) -> None:
         records.setdefault(record.name, record)
 
-    capture(module.eval(), inputs, settings=PassSettings(watch=watch))
+    capture(module.eval(), call_with(inputs), settings=PassSettings(watch=watch))
     return records
 
 
