@@ -56,7 +56,8 @@ def test_products_in_a_batch_have_their_gradients() -> None:
         for output in (run(program, module, x), module(x)):
             output.pow(2).sum().backward()
         assert module.weight.grad is not None
-        twice, module.weight.grad = module.weight.grad, None
+        twice = module.weight.grad.clone()
+        module.zero_grad()
         module(x).pow(2).sum().backward()
         assert torch.allclose(twice, 2 * module.weight.grad, rtol=1e-5)
-        module.weight.grad = None
+        module.zero_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,11 +23,9 @@ def same(module: nn.Module, *, width: int = 4) -> None:
         x = torch.randn(batch, length, width)
         got, want = run(program, module, x), module(x)
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-6), (batch, length)
-        for one, other in zip(
-            torch.autograd.grad(got.pow(2).sum(), parameters, allow_unused=True),
-            torch.autograd.grad(want.pow(2).sum(), parameters, allow_unused=True),
-            strict=True,
-        ):
+        ours: tuple[Any, ...] = torch.autograd.grad(got.pow(2).sum(), parameters, allow_unused=True)
+        theirs: tuple[Any, ...] = torch.autograd.grad(want.pow(2).sum(), parameters, allow_unused=True)
+        for one, other in zip(ours, theirs, strict=True):
             assert (one is None) == (other is None)
             assert one is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -55,8 +55,8 @@ class Chunks(nn.Module):
         self.inner = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        count = torch.div(x.shape[1], 3, rounding_mode="trunc")
-        cut = x[:, : count * 3].reshape(x.shape[0], count, 3, 4)  # type: ignore[arg-type]
+        count: Any = torch.div(x.shape[1], 3, rounding_mode="trunc")
+        cut = x[:, : count * 3].reshape(x.shape[0], count, 3, 4)
         y: Tensor = self.inner(cut).amax(2)
         return y
 
@@ -93,7 +93,8 @@ class OneRowMore(Experts):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, 4)
         mask = nn.functional.one_hot(self.router(tokens).argmax(-1), 4).T
-        weights = torch.stack([expert.weight for expert in self.experts])
+        experts: Any = self.experts
+        weights = torch.stack([expert.weight for expert in experts])
         out = torch.zeros_like(tokens)
         for number in (mask.sum(-1) > 0).nonzero():
             (place,) = torch.where(mask[number].squeeze(0))
