@@ -260,6 +260,11 @@ merge.W = "W * l"
 
 
 @pytest.mark.parametrize("kind", ["strided", "grouped"])
+def test_groups_are_left_out_where_a_rule_cannot_be_lifted() -> None:
+    with pytest.raises(NoMatchError, match="it is a stack of groups, and what adds to the loss is for single"):
+        peftc.plan(Net(LAYERS["grouped"]), ["adalora:conv(rank=2, target=2)"], {"pixels": pixels()})
+
+
 def test_what_is_read_may_be_rewritten(kind: str, tmp_path: Any) -> None:
     """The convolution is then a product of its patches, before and after other rules."""
     (tmp_path / "weighed.toml").write_text(WEIGHED)
