@@ -261,7 +261,9 @@ merge.W = "W * l"
 
 @pytest.mark.parametrize("kind", ["strided", "grouped"])
 def test_groups_are_left_out_where_a_rule_cannot_be_lifted() -> None:
-    with pytest.raises(NoMatchError, match="it is a stack of groups, and what adds to the loss is for single"):
+    with pytest.raises(
+        NoMatchError, match="it is a stack of groups, and what adds to the loss is for single"
+    ):
         peftc.plan(Net(LAYERS["grouped"]), ["adalora:conv(rank=2, target=2)"], {"pixels": pixels()})
 
 

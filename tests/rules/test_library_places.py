@@ -33,7 +33,10 @@ class Pictures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.two = nn.Conv2d(4, 8, 3, stride=2), nn.Conv2d(8, 12, 3, groups=2, padding=1, bias=False)
+        self.one, self.two = (
+            nn.Conv2d(4, 8, 3, stride=2),
+            nn.Conv2d(8, 12, 3, groups=2, padding=1, bias=False),
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         return torch.tanh(self.two(torch.tanh(self.one(pixels))))
