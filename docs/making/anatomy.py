@@ -82,7 +82,7 @@ def captured(name: str) -> Captured:
 
     sizes: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 4}
     sizes |= {"vocab_size": 64, "num_hidden_layers": 1}
-    decoder = {"num_key_value_heads": 2, "use_cache": False}
+    decoder: dict[str, Any] = {"num_key_value_heads": 2, "use_cache": False}
     labels: dict[str, Any] = {"num_labels": 3}
     ids = torch.randint(2, 60, (3, 11))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
