@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docs.making.commands import commands
 from docs.making.language import language
+from docs.making.league import league
 from docs.making.roles import roles
 from docs.making.spellings import spellings
 from docs.making.tutorial import tutorial
@@ -31,6 +32,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/spellings.md": spellings,
     "docs/cli.md": commands,
     "docs/tutorial-first-rule.md": tutorial,
+    "docs/league.md": league,
     "rules/rule.schema.json": schema,
 }
 

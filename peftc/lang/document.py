@@ -186,8 +186,9 @@ class Train(Data):
 
     insert: Name | None = Field(
         default=None,
-        description="An option with the choices `never`, `auto` and `always`: whether a zero parameter is put "
-        "in where a site has none (auto: only if no matched site of the model has one), and added to `y`.",
+        description="An option with the choices `never`, `auto` and `always`: whether a zero parameter is put in, and "
+        "added to `y`, where a site has none (auto: only if no matched site of the model has one), or shares its own "
+        "with parts that are left out.",
     )
 
 

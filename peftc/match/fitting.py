@@ -82,15 +82,18 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
 
 def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
     """Why what a section does has no place at a site whose values are not held as its ports say, or None."""
+    found = expressions(rule, section)
+    read: set[str] = {*section.merge}.union(*(expression.names for expression in found.values()))
+    if kept := sorted(read.intersection(site.computed)):
+        return f"the model computes its {', '.join(kept)} from a parameter, which can be trained but not read or merged into"
     if not site.stack and site.part != CONV:
         return None
-    found = expressions(rule, section)
     for name, parameter in section.parameters.items():
         if parameter.initial.expression is None:
             continue
-        if read := read_of_calls(site, names_behind(found, "parameters", name)):
+        if at_calls := read_of_calls(site, names_behind(found, "parameters", name)):
             what = f"a stack of {site.stack}" if site.stack else "a convolution"
-            return f"it is {what}, and {name} starts from {', '.join(read)} on data, which is for single matrices"
+            return f"it is {what}, and {name} starts from {', '.join(at_calls)} on data, which is for single matrices"
     return None
 
 

@@ -104,6 +104,7 @@ def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
         (application, port, (application.rule, *shared_edit(application, port)))
         for application in plan.applications
         for port in plan.section(application).merge
+        if port in application.site.weights  # a bias that is not there is read by nobody
     ]
     for application, _, edit in changing:
         acting.setdefault((application.site.role, application.site.path), set()).add(edit)
