@@ -38,10 +38,9 @@ def pages() -> Mapping[str, partial[str]]:
 
 
 def left_over(root: Path) -> list[Path]:
-    """Texts, pages and pictures of rules that are no more."""
+    """Pages and pictures of rules that are no more."""
     known = {"README", *default_library().names()}
-    found = [*(root / FOLDER).glob("*.*"), *TEXTS.glob("*.md")]
-    return sorted(path for path in found if path.stem not in known)
+    return sorted(path for path in (root / FOLDER).glob("*.*") if path.stem not in known)
 
 
 def index() -> str:
