@@ -134,7 +134,7 @@ def cost(rule: Rule) -> Iterator[str]:
             code(" × ".join(size(each) for each in made.dimensions) or "1"),
             code(made.init),
             "a constant" if not made.trainable else "trains",
-            {"site": "each site", "layer": "each layer", "model": "the model"}[made.share],
+            "the model" if made.share == "model" else f"each {made.share}",
         )
         for section in written(rule)
         for name, made in section.parameters.items()
