@@ -51,9 +51,7 @@ def _role(role: Role) -> Iterator[str]:
     )
     if role.numbers:
         yield "Conditions and expressions can read:"
-        yield table(
-            ("number", "meaning"), ((code(name), doc) for name, doc in role.numbers.items())
-        )
+        yield table(("number", "meaning"), ((code(name), doc) for name, doc in role.numbers.items()))
 
 
 def _counted(port: Port) -> str:

@@ -131,7 +131,11 @@ def norm_behind(
         readers = list(readers[0].users)
     if len(readers) != 1 or not is_call(readers[0], *NORMS):
         return None
-    return results.get(readers[0], readers[0]) if block_of(readers[0], blocks) == block_of(node, blocks) else None
+    return (
+        results.get(readers[0], readers[0])
+        if block_of(readers[0], blocks) == block_of(node, blocks)
+        else None
+    )
 
 
 def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

@@ -71,8 +71,11 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
     """Which size of a parameter is no whole number at a site, or None."""
     for name, parameter in section.parameters.items():
         for dimension in parameter.dimensions:
+            named = names_of(dimension.size)
+            if absent := [each for each in named if each not in known]:
+                return f"it has no {absent[0]}, which {name} has the size of"
             if size_at(dimension.size, known) is None:
-                said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
+                said = ", ".join(f"{each} = {known[each]}" for each in named)
                 return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
     return None
 

@@ -58,9 +58,7 @@ ENDS = {"bert": ("query", "output.dense"), "llama": ("q_proj", "o_proj"), "t5": 
 def test_beside_the_attention(kind: str, make: Callable[[], Any]) -> None:
     model = make().double()
     given = inputs(model)
-    compiled: Any = peftc.compile(
-        model, ["parallel:8(place=attention, scale=2)"], given, defaults=False
-    )
+    compiled: Any = peftc.compile(model, ["parallel:8(place=attention, scale=2)"], given, defaults=False)
     randomise(compiled, scale=0.1)
     made, (q, o) = copy.deepcopy(model), ENDS[kind]
     for application in compiled.peftc_plan.applications:

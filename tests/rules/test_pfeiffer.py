@@ -144,4 +144,6 @@ def test_the_papers_numbers_are_the_defaults() -> None:
 
 def test_what_it_puts_in(golden: Callable[[str, str], None]) -> None:
     model = bert(num_hidden_layers=1)
-    golden("pfeiffer/bert_tiny.diff.txt", str(peftc.diff(peftc.compile(model, ["pfeiffer:8"], defaults=False))))
+    golden(
+        "pfeiffer/bert_tiny.diff.txt", str(peftc.diff(peftc.compile(model, ["pfeiffer:8"], defaults=False)))
+    )
