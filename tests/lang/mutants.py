@@ -219,7 +219,7 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     fixed = [axis for axis in sizes if axis not in said.moving]
     left_out = [
         unmet(rule, section, options, dict(zip(fixed, grid, strict=True))) is None
-        for grid in itertools.product(range(1, 12), repeat=min(len(fixed), 3))
+        for grid in itertools.product(*(range(axis not in NUMBERS, 12) for axis in fixed[:3]))
         if len(fixed) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}
