@@ -29,6 +29,7 @@ class Site:
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
+        factor: the number that what is read of its weight is multiplied by before it comes out.
     """
 
     role: str
@@ -44,6 +45,7 @@ class Site:
     stack: str = ""
     refolded: bool = False
     name: str = ""
+    factor: float = 1.0
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""

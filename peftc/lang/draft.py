@@ -37,6 +37,7 @@ class Draft:
     quantise: dict[str, tuple[Quantise, Place]] = field(default_factory=dict)
     required: bool = False
     asked: bool = False
+    follows: bool = False
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
     @property
@@ -106,6 +107,8 @@ class Draft:
             held["required"] = True
         if self.asked:
             held["asked"] = True
+        if self.follows:
+            held["follows"] = True
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
         held["loss"] = {
@@ -169,6 +172,7 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         {port: (told, at("quantise", port)) for port, told in section.quantise.items()},
         section.required,
         section.asked,
+        section.follows,
         places,
     )
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,16 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.normalise import for_ones
-from peftc.capture.signature import Call, Key, Parameters, call_of, example_call, mode_key, read_call
+from peftc.capture.signature import (
+    Call,
+    Key,
+    Parameters,
+    by_name,
+    call_of,
+    example_call,
+    mode_key,
+    read_call,
+)
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
@@ -25,7 +34,13 @@ from peftc.match.plan import Plan
 from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.quantised import quantised_in
 from peftc.rewrite import bind, rewrite, without_adapters
+from peftc.runtime.growth import growth_of
 from peftc.runtime.schedules import Schedules
+
+
+State = bool | Literal["continued"]
+"""Whether the plan is in a program; or that it is, but for the rows in front of the input of calls with a cache."""
+STATES: tuple[State, ...] = (False, True, "continued")
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Entry:
         ones: positions of the tensors that must be all ones for `fast` to be run in its stead.
         fast: the same program for such calls, or None.
         enabled: whether the plan is in it, or it is the model as it came.
+        continued: whether it goes on from a cache, and puts no rows in front of the input.
     """
 
     program: Program
@@ -48,6 +64,7 @@ class Entry:
     ones: tuple[int, ...] = ()
     fast: Entry | None = None
     enabled: bool = True
+    continued: bool = False
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
@@ -74,6 +91,7 @@ class Engine:
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
         self.schedules = Schedules(plan)
+        self.growth = growth_of(plan, root)
         self.enabled = True
         self.inputs_require_grads = False
         self.templates = Templates()
@@ -114,8 +132,13 @@ class Engine:
 
     def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of the module at `path`."""
-        call = read_call(self.parameters[path], args, kwargs, self.lengths)
-        key = (path, self.enabled, self.mode(path, module), call.key)
+        parameters, state = self.parameters[path], cast("State", self.enabled)
+        if state and self.growth:
+            arguments = by_name(parameters, args, kwargs)
+            kwargs, continued = self.growth.grow(path, parameters.names, arguments)
+            args, state = (), "continued" if continued else True
+        call = read_call(parameters, args, kwargs, self.lengths)
+        key = (path, state, self.mode(path, module), call.key)
         if torch.compiler.is_compiling():
             for number in self.numbers_for_trace(key):
                 if self.entries[number].fits(call.tensors):
@@ -142,8 +165,7 @@ class Engine:
     def numbers_for_trace(self, key: Key) -> tuple[int, ...]:
         """Numbers of the programs of a call that is being traced; captured here and now if it has none yet."""
         if key not in self.programs:
-            path, enabled, *rest = key
-            for other in self.programs.get((path, not enabled, *rest), ()):
+            for other in self.others(key):
                 self.share(key, other)
         entries = self.programs.get(key) or [self.capture(key, example_call(call_of(key[3])))]
         return tuple(self.entries.index(entry) for entry in entries)
@@ -182,25 +204,31 @@ class Engine:
             exact: for these sizes only.
             answers: what data says at its first branches.
         """
-        path, enabled = key[0], key[1]
+        path, state = key[0], key[1]
         with self.lock:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
                     module, call, path, exact=exact, answers=answers, settings=self.passes
                 )
-            after = (path, enabled, self.mode(path, module), key[3])
+            after = (path, state, self.mode(path, module), key[3])
             # A first call may write to the config: then both states have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
     def shared(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...] = ()) -> Entry | None:
         """The entry of a call whose program was captured already, with the adapters in the other state."""
-        path, enabled, mode, call = key
         with self.lock:
-            for other in self.programs.get((path, not enabled, mode, call), ()):
+            for other in self.others(key):
                 if other.fits(tensors) and other.program.answers[: len(answers)] == answers:
                     return self.share(key, other)
         return None
+
+    def others(self, key: Key) -> Iterator[Entry]:
+        """The programs of the same call in the other states of the adapters."""
+        path, own, *rest = key
+        for state in STATES:
+            if state != own:
+                yield from self.programs.get((path, state, *rest), ())
 
     def share(self, key: Key, other: Entry) -> Entry:
         """Another entry's program for the state of the adapters that is in a key."""
@@ -229,15 +257,15 @@ class Engine:
         records: tuple[PassRecord, ...],
     ) -> Entry:
         """Put the plan into a program, and keep it under its keys."""
-        enabled = next(iter(keys))[1]
+        state: State = next(iter(keys))[1]
         self.keep_constants(constants)
         for kind, names in program.lengths.items():
             self.lengths[kind] = self.lengths.get(kind, frozenset()) | names
-        entry = self.entry(program, enabled, records, analysis)
+        entry = self.entry(program, state, records, analysis)
         fast = for_ones(program, self.passes)
         if fast is not None:
             positions = tuple(program.inputs.index(name) for name in fast.ones)
-            entry = replace(entry, ones=positions, fast=self.entry(fast, enabled, ()))
+            entry = replace(entry, ones=positions, fast=self.entry(fast, state, ()))
         for key in keys:
             self.programs.setdefault(key, []).append(entry)
         self.entries.append(entry)
@@ -253,21 +281,29 @@ class Engine:
     def entry(
         self,
         program: Program,
-        enabled: bool,
+        state: State,
         records: tuple[PassRecord, ...],
         analysis: Analysis | None = None,
     ) -> Entry:
         """A program with the plan in it, as functions."""
         analysis = analysis or analyse(program.graph, self.root)
         graph = (
-            rewrite(program.graph, analysis, self.plan, program.root, training=program.training)
-            if enabled
+            rewrite(
+                program.graph,
+                analysis,
+                self.plan,
+                program.root,
+                training=program.training,
+                continued=state == "continued",
+            )
+            if state
             else without_adapters(program.graph, self.plan)
         )
         bind(graph, quantised_in(self.root))
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, program.root)
-        return Entry(program, analysis, graph, emitted, records, enabled=enabled)
+        continued = state == "continued"
+        return Entry(program, analysis, graph, emitted, records, enabled=bool(state), continued=continued)
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""
