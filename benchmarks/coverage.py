@@ -121,7 +121,7 @@ def learned(model: Any, compiled: Any, given: dict[str, Any], want: Any) -> dict
     """Whether a compiled model equals its original at two sizes, and lowers a loss."""
     import torch
 
-    from peftc.certificate.properties import loss_of
+    from peftc.certificate.gradients import loss_of
     from peftc.certificate.subject import error, run
     from tests.zoo import inputs
 

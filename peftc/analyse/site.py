@@ -30,6 +30,7 @@ class Site:
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
         factor: the number that what is read of its weight is multiplied by before it comes out.
+        computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
     """
 
     role: str
@@ -46,6 +47,7 @@ class Site:
     refolded: bool = False
     name: str = ""
     factor: float = 1.0
+    computed: tuple[str, ...] = ()
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""

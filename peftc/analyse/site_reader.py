@@ -16,6 +16,7 @@ from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
+from peftc.analyse.norms import norms
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
@@ -25,7 +26,6 @@ from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import (
     CONSTANT,
-    argument,
     is_call,
     is_parameter,
     is_tensor,
@@ -232,22 +232,15 @@ class SiteReader:
 
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""
-        for node in self.graph.nodes:
-            if not is_call(node, "layer_norm", "rms_norm", "group_norm", "batch_norm"):
-                continue
-            weight = node.args[1] if operator_name(node) == "rms_norm" else argument(node, "weight")
-            if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-                continue
-            bias = None if operator_name(node) == "rms_norm" else argument(node, "bias")
-            weights = {"W": str(weight.target)}
-            if isinstance(bias, fx.Node) and bias.op == "get_attr":
-                weights["b"] = str(bias.target)
-            path = self.owner(node, str(weight.target))
-            evidence = operator_name(node)
+        for found in norms(self.graph):
+            path = self.owner(found.node, found.weights["W"])
+            sizes = {"d": shape(found.result)[found.axis]}
             site = Site(
-                "norm", "", path, self.layer(node), {"d": shape(weight)[0]}, weights, evidence=evidence
-            )
-            yield site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
+                "norm", "", path, self.layer(found.node), sizes, found.weights, evidence=found.said,
+                computed=found.computed,
+            )  # fmt: skip
+            ports = {"x": Port("operand", found.node, 0), "y": Port("result", found.result)}
+            yield site, Use(found.result, ports)
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""
@@ -268,11 +261,11 @@ class SiteReader:
 
     def input_sites(self) -> Iterator[tuple[Site, Use]]:
         """What the model reads."""
-        for found in inputs(
-            self.graph, self.tables, self.cores, self.projections, lambda path: self.held(path)
-        ):
+        for found in inputs(self.graph, self.tables, self.cores, self.projections, self.held):
             table: Any = None if found.gather is None else found.gather.args[0]
-            vocab, weights = ({}, {}) if table is None else ({"vocab": shape(table)[0]}, {"W": str(table.target)})
+            vocab, weights = (
+                ({}, {}) if table is None else ({"vocab": shape(table)[0]}, {"W": str(table.target)})
+            )
             places = self.places(found.node)
             site = Site(
                 "input",

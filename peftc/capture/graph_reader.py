@@ -206,9 +206,10 @@ class GraphReader:
             return type(recipe)(*items) if hasattr(recipe, "_fields") else type(recipe)(items)
         if not isinstance(recipe, Made):
             return recipe
-        if issubclass(recipe.kind, dict) and dataclasses.is_dataclass(recipe.kind):
+        kind: Any = recipe.kind
+        if issubclass(kind, dict) and dataclasses.is_dataclass(recipe.kind):
             items = [self.build(item, found, given) for item in recipe.items]
-            return self.graph.call_function(recipe.kind, (), dict(zip(recipe.names, items, strict=True)))
+            return self.graph.call_function(kind, (), dict(zip(recipe.names, items, strict=True)))
         slots = slots_in(recipe)
         make = maker(numbered(recipe, slots))
         return self.graph.call_function(make, ([found[slot.position] for slot in slots],))

@@ -75,7 +75,8 @@ def make(kind: Any, names: tuple[Any, ...], items: list[Any]) -> Any:
     """An object of a class with these attributes, or a mapping with these entries."""
     if issubclass(kind, dict):
         pairs = zip(names, items, strict=True)
-        return kind(**dict(pairs)) if is_dataclass(kind) else kind(pairs)
+        fields_are_entries = is_dataclass(kind)  # asked first: mypy takes the class for an instance after it
+        return kind(**dict(pairs)) if fields_are_entries else kind(pairs)
     made = object.__new__(kind)
     for name, item in zip(names, items, strict=True):
         object.__setattr__(made, name, item)

@@ -72,6 +72,14 @@ def take_apart(
         return (kind, value)
     if not hasattr(value, "__dict__") or callable(value) or isinstance(value, (nn.Module, tuple, list)):
         raise UnknownStructureError(kind.__name__)
+    return take_object_apart(value, found, lengths, known)
+
+
+def take_object_apart(
+    value: Any, found: list[Any], lengths: Lengths, known: Mapping[int, str] | None
+) -> Shape:
+    """The same, of an object by its attributes."""
+    kind = type(value)
     vary = lengths.get(kind, ())
     items = []
     for name, item in value.__dict__.items():

@@ -162,3 +162,28 @@ def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iter
         for module, mode in modes.items():
             module.training = mode
         torch.random.set_rng_state(state)
+
+
+@contextmanager
+def kept(module: nn.Module) -> Any:
+    """Put trainable values back behind."""
+    before = {p: p.detach().clone() for p in module.parameters() if p.requires_grad}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in before.items():
+                parameter.copy_(value)
+
+
+@contextmanager
+def wanting_gradients(parameters: list[nn.Parameter]) -> Any:
+    """Let parameters want gradients inside."""
+    before = [(p, p.requires_grad) for p in parameters if p.is_floating_point()]
+    for parameter, _ in before:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)

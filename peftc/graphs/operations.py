@@ -343,7 +343,12 @@ def cycled(x: Tensor, count: int, axis: int, over: Tensor | None = None) -> Tens
 
 
 def lstm(
-    x: Tensor, step: Tensor, state: Tensor, bias: Tensor, axis: int, reverse: bool  # noqa: FBT001 - of a graph's call
+    x: Tensor,
+    step: Tensor,
+    state: Tensor,
+    bias: Tensor,
+    axis: int,
+    reverse: bool,
 ) -> Tensor:
     """The outputs [… out] of a long short-term memory over x [… in], which it reads along `axis`, from zeros."""
     steps = x.movedim(axis, 0)
@@ -354,7 +359,7 @@ def lstm(
     else:
         zeros = whole.new_zeros(1, whole.shape[1], state.shape[1])
         weights = [step, state, bias, torch.zeros_like(bias)]
-        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, False, False, False)[0]  # noqa: FBT003
+        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, False, False, False)[0]
     out = out.flip(0) if reverse else out
     out = out.unflatten(1, steps.shape[1:-1]) if steps.dim() > 2 else out.squeeze(1)
     return out.movedim(0, axis)

@@ -33,6 +33,7 @@ from peftc.lang.document import (
     Use,
 )
 from peftc.lang.expression import Expression, parse
+from peftc.lang.folding import behind_fold
 from peftc.lang.formats import COMPUTE, FORMATS, Format, Packing, read_packing, register_format
 from peftc.lang.growing import grown_by
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
@@ -117,6 +118,7 @@ __all__ = [
     "Use",
     "Walk",
     "accepts",
+    "behind_fold",
     "bind",
     "bind_all",
     "check",

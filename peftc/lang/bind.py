@@ -52,9 +52,9 @@ class Bound:
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
     They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
-    they are asked for; any other section under `also` follows its own match. `sites` are other values of options at some of the sites, of any
-    section. `saved` are the adapters that parameters are read from, by what the user calls them (`peftc.lang.saved`).
-    `shrunk` is what was taken out after training.
+    they are asked for; any other section under `also` follows its own match. `sites` are other values of options at
+    some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
+    them (`peftc.lang.saved`). `shrunk` is what was taken out after training.
     """
 
     rule: Rule

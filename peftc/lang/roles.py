@@ -166,7 +166,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "rewrite may put rows in front; what comes with the tokens then grows too. Of a model with an encoder "
                 "and a decoder, the encoder's is `source` and the decoder's `target`; of any other it is `source`.",
                 _port("h", "result", "batch seq d_model", "The embedded tokens."),
-                _port("W", "weight", "vocab d_model", "The table, as its rows come out: scaled where they are."),
+                _port(
+                    "W", "weight", "vocab d_model", "The table, as its rows come out: scaled where they are."
+                ),
                 _TOKENS,
                 parts=("source", "target"),
                 grows="seq",

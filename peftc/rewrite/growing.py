@@ -18,10 +18,17 @@ ROOM = "room"  # stands for the rules in the names of these nodes
 def take_out(graph: fx.Graph, rows: fx.Node, count: int, site: Site) -> fx.Node:
     """The rows behind the first so many, which all that read the rows read from now on: rules put others in front."""
     nodes = iter(graph.nodes)
-    after = rows.next if rows.op != "placeholder" else next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
+    after = (
+        rows.next
+        if rows.op != "placeholder"
+        else next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
+    )
     with graph.inserting_before(after):
         real = graph.create_node(
-            "call_function", operations.behind, (rows, count, 1), name=f"{site.path.replace('.', '_') or 'model'}__{ROOM}"
+            "call_function",
+            operations.behind,
+            (rows, count, 1),
+            name=f"{site.path.replace('.', '_') or 'model'}__{ROOM}",
         )
     real.meta = {MODULES: module_stack(rows), ADDED: (ROOM, site.id)}
     rows.replace_all_uses_with(real, delete_user_cb=lambda user: user is not real)
@@ -47,7 +54,10 @@ def cut_outputs(graph: fx.Graph, count: int, site: Site, length: int) -> None:
                 if str(size) in lengths and (not isinstance(size, int) or axis == 1):
                     with graph.inserting_before(first_reader(output, leaf)):
                         node = graph.create_node(
-                            "call_function", operations.behind, (cuts[leaf], count, axis), name=f"{leaf.name}__{ROOM}"
+                            "call_function",
+                            operations.behind,
+                            (cuts[leaf], count, axis),
+                            name=f"{leaf.name}__{ROOM}",
                         )
                     node.meta = {MODULES: (), ADDED: (ROOM, site.id)}
                     cuts[leaf] = node

@@ -68,7 +68,9 @@ class Growth:
         grown, continued = dict(arguments), False
         for part, rows in self.rows.items():
             own = {
-                name: value for name, value in arguments.items() if belongs[name] == part and value is not None
+                name: value
+                for name, value in arguments.items()
+                if belongs[name] == part and value is not None
             }
             cached = TARGET if TARGET in inside else SOURCE
             past = length_in_cache(arguments) if part == cached else 0
@@ -76,7 +78,7 @@ class Growth:
                 side = Side(part, rows, self.filler, self.places.get(part), own, past)
                 grown |= side.grown()
                 continued |= bool(past)
-            if part == SOURCE and both or part not in inside:
+            if (part == SOURCE and both) or part not in inside:
                 grown |= longer_masks(own, arguments, rows)
         return grown, continued
 
@@ -119,7 +121,9 @@ class Side:
         """Whether the rows are in the cache; a mask as long as cache and tokens says that they are not."""
         if not self.past:
             return False
-        masks = [value for name, value in self.own.items() if kind_of(name) == "mask" and isinstance(value, Tensor)]
+        masks = [
+            value for name, value in self.own.items() if kind_of(name) == "mask" and isinstance(value, Tensor)
+        ]
         return all(mask.shape[-1] != self.past + (self.length or 0) for mask in masks)
 
     def grown(self) -> dict[str, Any]:
@@ -177,7 +181,9 @@ class Side:
         """Raise if an argument comes with the tokens, one of it for each, and nothing tells what it is."""
         batches = {own.shape[0] for own in self.own.values() if isinstance(own, Tensor) and own.dim()}
         if value.dim() > 1 and value.shape[1] == length and {value.shape[0]} == batches:
-            raise unknown(name, self.rows, "its name tells nothing that is known; leave it out, or name it as others do")
+            raise unknown(
+                name, self.rows, "its name tells nothing that is known; leave it out, or name it as others do"
+            )
 
     def refuse_too_long(self, length: int) -> None:
         """Raise if tokens would have no place in the model's table of places."""
@@ -205,14 +211,21 @@ class Side:
 def longer_masks(own: Mapping[str, Any], arguments: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Masks of an encoder's output that has the rows: one that is shorter by them is grown."""
     states = next(
-        (first for name, value in arguments.items() if is_encoders(name) and (first := first_states(value)) is not None), None
+        (
+            first
+            for name, value in arguments.items()
+            if is_encoders(name) and (first := first_states(value)) is not None
+        ),
+        None,
     )
     if states is None:
         return {}
     return {
         name: torch.cat([value.new_ones(*value.shape[:-1], rows), value], -1)
         for name, value in own.items()
-        if kind_of(name) == "mask" and isinstance(value, Tensor) and value.shape[-1] + rows == states.shape[-2]
+        if kind_of(name) == "mask"
+        and isinstance(value, Tensor)
+        and value.shape[-1] + rows == states.shape[-2]
     }
 
 
@@ -235,7 +248,8 @@ def length_in_cache(arguments: Mapping[str, Any]) -> int:
 def unknown(name: str, rows: int, hint: str) -> ProgramError:
     """What is said of an argument that cannot be grown."""
     return ProgramError(
-        f"{rows} rows go in front of what the model reads, and it is not known what {name!r} is for them", hint=hint
+        f"{rows} rows go in front of what the model reads, and it is not known what {name!r} is for them",
+        hint=hint,
     )
 
 
@@ -273,4 +287,8 @@ def marks(settings: Mapping[str, Any]) -> Iterator[int]:
         if isinstance(value, Mapping):
             yield from marks({str(key): item for key, item in value.items()})
         elif "token" in name or name.endswith("_id"):
-            yield from (each for each in (value if isinstance(value, (list, tuple)) else (value,)) if isinstance(each, int))
+            yield from (
+                each
+                for each in (value if isinstance(value, (list, tuple)) else (value,))
+                if isinstance(each, int)
+            )

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 import peftc
-from peftc.certificate import properties, visibility
+from peftc.certificate import gradients, invariances, properties, visibility
 from peftc.certificate.subject import Subject, examined
 from peftc.errors import CaptureError
 from peftc.graphs.reading import is_attention, is_call
@@ -143,7 +143,7 @@ def test_a_detached_branch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         cut.meta = dict(node.meta)
         node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
 
-    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.gradients_reach)
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), gradients.gradients_reach)
     assert finding.verdict == "fail"
     assert "layers.1.self_attn.v_proj.peftc" in finding.detail
 
@@ -174,11 +174,11 @@ class Pooled(nn.Module):
 def test_an_unread_pooler_is_named() -> None:
     module = Pooled()
     compiled = peftc.compile(module, ["lora:all-linear(rank=2)"], {"x": torch.randn(3, 5, 6)})
-    assert named(compiled, properties.gradients_reach, x=torch.randn(3, 5, 6)).verdict == "pass"
+    assert named(compiled, gradients.gradients_reach, x=torch.randn(3, 5, 6)).verdict == "pass"
     unread = Pooled()
     unread.read = False
     compiled = peftc.compile(unread, ["lora:all-linear(rank=2)"], {"x": torch.randn(3, 5, 6)})
-    finding = named(compiled, properties.gradients_reach, x=torch.randn(3, 5, 6))
+    finding = named(compiled, gradients.gradients_reach, x=torch.randn(3, 5, 6))
     assert finding.verdict == "fail"
     assert "pooler" in finding.detail
 
@@ -216,7 +216,7 @@ def test_rows_that_mix_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         node.replace_all_uses_with(mixed, delete_user_cb=lambda user: user not in (mean, mixed))
 
     compiled = broken(monkeypatch, mend, ["lora:q,v"])
-    assert named(compiled, properties.batch).verdict == "fail"
+    assert named(compiled, invariances.batch).verdict == "fail"
 
 
 def test_padding_that_is_seen_and_a_cache_that_is_not_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +225,8 @@ def test_padding_that_is_seen_and_a_cache_that_is_not_are_named(monkeypatch: pyt
             node.kwargs = {**node.kwargs, "attn_mask": None, "is_causal": False}
 
     compiled = broken(monkeypatch, mend, ["lora:q,v"])
-    assert named(compiled, properties.padding).verdict == "fail"
-    assert named(compiled, properties.decoding).verdict == "fail"
+    assert named(compiled, invariances.padding).verdict == "fail"
+    assert named(compiled, invariances.decoding).verdict == "fail"
 
 
 def test_gradients_of_another_computation_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_gradients_of_another_computation_are_named(monkeypatch: pytest.MonkeyPa
         return graph
 
     monkeypatch.setattr(engines, "without_adapters", cut)
-    finding = named(peftc.compile(llama(), ["lora:q,v"]), properties.captured_gradients)
+    finding = named(peftc.compile(llama(), ["lora:q,v"]), gradients.captured_gradients)
     assert finding.verdict == "fail"
     assert "gate_proj" in finding.detail or finding.figure > 1e-3
 

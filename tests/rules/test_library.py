@@ -25,6 +25,7 @@ OPTIONS = {
 OTHER_AT_START = {
     "prompt": "its rows are drawn from the vocabulary",
     "prefix": "its keys are drawn at random",
+    "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",
     "unipelt": "it has a prefix, and gates of it",
     "houlsby": "both maps of its bottlenecks are drawn at random, near 0",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import peftc
 from peftc.errors import MatchError, NoMatchError, ProgramError
+from peftc.graphs.printing import text
 from tests.models import BATCH, LENGTH, WORDS, bert, llama, padding, randomise, tokens
 
 ROWS = 5
@@ -120,6 +121,12 @@ def call(name: str) -> dict[str, Tensor]:
     said = tokens(seed=8, length=7)
     before = torch.cat([torch.full((BATCH, 1), START), said[:, :-1]], 1)
     return {"input_ids": ids, "attention_mask": mask, "labels": said, "decoder_input_ids": before}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_golden_graph(name: str, golden: Callable[[str, str], None]) -> None:
+    entry = made(name)[1]._peftc.entries[0]
+    golden(f"prompt/{name}_tiny.graph.txt", text(entry.rewritten))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -237,7 +244,9 @@ def test_an_encoder_and_decoder_generate() -> None:
     embedded = torch.cat([front.expand(BATCH, -1, -1), model.get_input_embeddings()(ids)], 1)
     with torch.no_grad():
         for _ in range(6):
-            out = model(inputs_embeds=embedded, attention_mask=in_front(1, mask), decoder_input_ids=said).logits
+            out = model(
+                inputs_embeds=embedded, attention_mask=in_front(1, mask), decoder_input_ids=said
+            ).logits
             said = torch.cat([said, out[:, -1:].argmax(-1)], 1)
         settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
         got = compiled.generate(input_ids=ids, attention_mask=mask, **settings)
@@ -322,7 +331,9 @@ def test_off_it_is_the_model_and_a_cache_of_the_model_goes_on_without_rows() -> 
 
 
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("other", ["lora:embedding,q(rank=4)", pytest.param("prefix:3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "other", ["lora:embedding,q(rank=4)", pytest.param("prefix:3", marks=pytest.mark.slow)]
+)
 def test_with_another_rule(other: str, first: bool) -> None:
     model, label = llama(), other.partition(":")[0]
     specs = [f"prompt:{ROWS}", other] if first else [other, f"prompt:{ROWS}"]
@@ -352,14 +363,18 @@ def test_rows_in_front_of_rows() -> None:
     embedded = model.get_input_embeddings()(tokens())
     with torch.no_grad():
         embedded = torch.cat([each.expand(BATCH, -1, -1) for each in (other, one)] + [embedded], 1)
-        torch.testing.assert_close(compiled(tokens()).logits, model(inputs_embeds=embedded).logits[:, 5:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            compiled(tokens()).logits, model(inputs_embeds=embedded).logits[:, 5:], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_too_many_tokens_for_the_table_of_places() -> None:
     _, compiled = made("gpt2")
     with torch.no_grad():
         assert compiled(tokens(length=24 - ROWS)).logits.shape == (BATCH, 24 - ROWS, WORDS)
-        with pytest.raises(ProgramError, match="20 tokens, none in the cache and 5 rows in front need 25 places"):
+        with pytest.raises(
+            ProgramError, match="20 tokens, none in the cache and 5 rows in front need 25 places"
+        ):
             compiled(tokens(length=25 - ROWS))
 
 
@@ -371,7 +386,8 @@ def test_what_is_not_known_of_the_tokens_is_refused() -> None:
 
         def forward(self, input_ids: Tensor, weight: Tensor) -> Tensor:
             h = self.table(input_ids)
-            return self.head(h.cumsum(1) * weight.unsqueeze(-1))
+            out: Tensor = self.head(h.cumsum(1) * weight.unsqueeze(-1))
+            return out
 
     given = {"input_ids": tokens(), "weight": torch.rand(BATCH, LENGTH)}
     compiled = peftc.compile(Tagged(), ["prompt:2"], given, defaults=False)
@@ -382,6 +398,8 @@ def test_what_is_not_known_of_the_tokens_is_refused() -> None:
 def test_a_model_that_reads_no_tokens_has_no_such_site() -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32
+    )
     with pytest.raises(NoMatchError, match="this model has no input"):
         peftc.plan(ViTForImageClassification(config), ["prompt:3"])

@@ -202,14 +202,15 @@ def test_the_length_gets_no_gradient() -> None:
     found = {}
     for constant in (True, False):
         copies = {name: p.detach().clone().requires_grad_() for name, p in held.items()}
-        v = model[0].weight.detach() + 1.5 * copies["B"] @ copies["A"]
+        weight: Any = model[0].weight
+        v = weight.detach() + 1.5 * copies["B"] @ copies["A"]
         lengths = (v.detach() if constant else v).norm(dim=1, keepdim=True)
         y = x @ (copies["m"][:, None] * v / lengths).T + model[0].bias
         y.square().sum().backward()
         found[constant] = copies["A"].grad
     assert held["A"].grad is not None
     torch.testing.assert_close(held["A"].grad, found[True], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(held["A"].grad, found[False], atol=1e-3)  # type: ignore[arg-type]
+    assert not torch.allclose(held["A"].grad, found[False], atol=1e-3)
 
 
 def test_scales_act_on_keys_values_and_inner_activations_alone() -> None:

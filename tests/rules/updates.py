@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = Mapping[str, Tensor]
-Options = Mapping[str, Any]
+Options = Mapping[str, float]
 Equation = Callable[[Tensor, Tensor, Tensor, Tensors, Options], Tensor]
 """x [* d_in], W [d_out d_in], b [d_out], the rule's tensors and options → y [* d_out]."""
 
@@ -73,15 +73,18 @@ def rotation(numbers: Tensor, block: int, terms: int = 0) -> Tensor:
         unit[row, column], unit[column, row] = 1, -1
         q = q + numbers[place] * unit
     if not terms:
-        return (one + q) @ torch.linalg.inv(one - q)
+        turned: Tensor = (one + q) @ torch.linalg.inv(one - q)
+        return turned
     powers = [torch.linalg.matrix_power(q, n) for n in range(terms)]
-    return powers[0] + 2 * sum(powers[1:-1], torch.zeros_like(q)) + powers[-1]
+    series: Tensor = powers[0] + 2 * sum(powers[1:-1], torch.zeros_like(q)) + powers[-1]
+    return series
 
 
 def oft(x: Tensor, w: Tensor, b: Tensor, t: Tensors, o: Options) -> Tensor:
     """W (R x), R a rotation of blocks of channels."""
-    blocks = [rotation(row, o["block"], o["terms"]) for row in t["S"]]
-    return x @ torch.block_diag(*blocks) @ w.T + b
+    blocks = [rotation(row, int(o["block"]), int(o["terms"])) for row in t["S"]]
+    turned: Tensor = x @ torch.block_diag(*blocks)
+    return turned @ w.T + b
 
 
 def scaled_output(x: Tensor, w: Tensor, b: Tensor, t: Tensors, o: Options) -> Tensor:
@@ -113,7 +116,9 @@ EQUATIONS: Mapping[tuple[str, int], Equation] = {
 class Parts(nn.Module):
     """In place of a linear map: each of some parts of its output is what an equation says, the rest as it was."""
 
-    def __init__(self, own: nn.Module) -> None:
+    own: Any
+
+    def __init__(self, own: Any) -> None:
         super().__init__()
         self.own = own
         self.parts: list[tuple[Tensor, Callable[[Tensor, Tensor, Tensor], Tensor]]] = []
@@ -129,7 +134,7 @@ class Parts(nn.Module):
         matrix = stored if isinstance(self.own, nn.Linear) else stored.T
         bias = torch.zeros(matrix.shape[0]) if self.own.bias is None else self.own.bias
         for rows, equation in self.parts:
-            y = y.index_copy(-1, rows, equation(x, matrix[rows], bias[rows]))  # type: ignore[arg-type]
+            y = y.index_copy(-1, rows, equation(x, matrix[rows], bias[rows]))
         return y
 
 
@@ -143,7 +148,7 @@ def by_hand(model: Any, compiled: Any, rows: Callable[[str, str, int], Tensor]) 
     plan = compiled.peftc_plan
     for application in plan.applications:
         site, bound = application.site, plan.bound(application.rule)
-        own = made.get_submodule(site.path)
+        own: Any = made.get_submodule(site.path)
         if not isinstance(own, Parts):
             own = Parts(own)
             made.set_submodule(site.path, own)
@@ -161,7 +166,7 @@ def by_hand(model: Any, compiled: Any, rows: Callable[[str, str, int], Tensor]) 
             out: Tensor = equation(x, w, b, t, o)
             return out
 
-        weight = own.own.weight  # type: ignore[union-attr]
-        width = weight.shape[0] if isinstance(own.own, nn.Linear) else weight.shape[1]  # type: ignore[union-attr, index]
-        own.parts.append((rows(site.path, site.part, width), stand_in))  # type: ignore[arg-type]
+        weight = own.own.weight
+        width = weight.shape[0] if isinstance(own.own, nn.Linear) else weight.shape[1]
+        own.parts.append((rows(site.path, site.part, width), stand_in))
     return made

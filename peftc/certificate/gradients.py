@@ -1,0 +1,146 @@
+"""Properties of gradients: which there are, what they are, and that checkpoints change none.
+
+Where the model as it came does not have a property, it does not apply.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.subject import Subject, kept, main_output, wanting_gradients
+
+
+def gradients_reach(subject: Subject) -> Finding:
+    """Every trainable parameter gets a gradient, and nothing frozen does."""
+    name = "gradients"
+    trainable = {n: p for n, p in subject.compiled.named_parameters() if p.requires_grad}
+    if not trainable:
+        return none(name, "nothing trains")
+    without, frozen = set(trainable), set[str]()
+    for draw in range(DRAWS):  # units of a relu may all be off at one draw
+        with kept(subject.compiled):
+            if draw:
+                subject.draw(draw)
+            reached = gradients(subject)
+        frozen |= reached.keys() - trainable.keys()
+        without -= {n for n, gradient in reached.items() if bool(gradient.count_nonzero())}
+        if not without:
+            break
+    excused = sorted(n for n in without if is_excused(subject, n))
+    missing = sorted(without.difference(excused))
+    detail = f"{len(trainable)} trainable parameters"
+    if missing:
+        detail = f"no gradient reaches {', '.join(missing[:3])}" + (" …" if len(missing) > 3 else "")
+    elif frozen:
+        detail = f"frozen, with a gradient: {', '.join(sorted(frozen)[:3])}"
+    elif excused:
+        detail += f"; {len(excused)} cannot have one in the model either, such as {excused[0]}"
+    return within(name, float(len(missing) + len(frozen)), 0.0, detail)
+
+
+DRAWS = 4
+
+
+def is_excused(subject: Subject, name: str) -> bool:
+    """Whether the model's own parameter of this name gets no gradient of the model itself either."""
+    if name not in dict(subject.plain.named_parameters()):
+        return shift_of_scores(subject, name)
+    plain = dict(subject.plain.named_parameters())[name]
+    before = plain.requires_grad
+    plain.requires_grad_(True)
+    try:
+        (gradient,) = torch.autograd.grad(loss_of(subject.plain, subject.arguments), plain, allow_unused=True)
+    except RuntimeError:
+        return True
+    finally:
+        plain.requires_grad_(before)
+    found: Tensor | None = gradient  # None where no output depends on it, whatever the stub says
+    return found is None or float(found.abs().max()) <= TINY
+
+
+TINY = 1e-9
+
+
+def shift_of_scores(subject: Subject, name: str) -> bool:
+    """Whether a parameter is a bias that a rule put at keys: it shifts all scores of a query alike, which is nothing."""
+    for application in subject.plan.applications:
+        paths = {p.path: p.name for p in application.parameters}
+        if name in paths and paths[name] in application.inserted.values():
+            return application.site.part == "k"
+    return False
+
+
+def captured_gradients(subject: Subject) -> Finding:
+    """With adapters off, gradients of the model's own weights are those of the model's own code."""
+    name = "captured gradients"
+    worst, where = 0.0, ""
+    own = dict(subject.plain.named_parameters())
+    trained = set(subject.plan.trained)
+    mine = {
+        n: p
+        for n, p in subject.compiled.named_parameters()
+        if n in own and n not in trained and p.is_floating_point()
+    }
+    with wanting_gradients([*mine.values(), *own.values()]):
+        loss_of(subject.plain, subject.arguments).backward()
+        with subject.compiled.disable_adapter():
+            loss_of(subject.compiled, subject.arguments).backward()
+        largest = max((float(p.grad.abs().max()) for p in own.values() if p.grad is not None), default=0.0)
+        for path, parameter in mine.items():
+            want, got = own[path].grad, parameter.grad
+            if want is None or got is None:
+                if (want is None) != (got is None) and float((want if got is None else got).abs().max()) > 0:  # type: ignore[union-attr]
+                    worst, where = float("inf"), path
+                continue
+            figure = float((got - want).abs().max()) / max(largest, 1e-12)
+            if figure > worst:
+                worst, where = figure, path
+        for parameter in (*own.values(), *mine.values()):
+            parameter.grad = None
+    detail = f"largest difference over the largest gradient, at {where}" if where else "bit for bit"
+    return within(name, worst, 10 * subject.tolerance, detail)
+
+
+def checkpointing(subject: Subject) -> Finding:
+    """Gradients are the same with gradient checkpointing."""
+    name = "checkpointing"
+    enable = getattr(subject.compiled, "gradient_checkpointing_enable", None)
+    if enable is None or not getattr(subject.compiled, "supports_gradient_checkpointing", False):
+        return none(name, "the model has no gradient checkpointing")
+    modes = {module: module.training for module in subject.compiled.modules()}
+    try:
+        subject.compiled.train()
+        plain = gradients(subject)
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again = gradients(subject)
+    finally:
+        subject.compiled.gradient_checkpointing_disable()
+        for module, mode in modes.items():
+            module.training = mode
+    largest = max((float(g.abs().max()) for g in plain.values()), default=1.0)
+    figure = max((float((again[n] - g).abs().max()) for n, g in plain.items() if n in again), default=0.0)
+    if plain.keys() != again.keys():
+        figure = float("inf")
+    return within(name, figure / max(largest, 1e-12), 10 * subject.tolerance, "gradients with and without")
+
+
+def gradients(subject: Subject) -> dict[str, Tensor]:
+    """The gradient of every trainable parameter at one seed."""
+    subject.compiled.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    loss_of(subject.compiled, subject.arguments).backward()
+    found = {n: p.grad.clone() for n, p in subject.compiled.named_parameters() if p.grad is not None}
+    subject.compiled.zero_grad(set_to_none=True)
+    return found
+
+
+def loss_of(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
+    """A number that depends on every output, not symmetric in them: norms would hide a mean or a scale."""
+    outputs = main_output(module(**arguments)).float()
+    finite = outputs.masked_fill(~torch.isfinite(outputs), 0.0)
+    weights = torch.linspace(0.3, 1.7, finite.numel(), device=finite.device).reshape(finite.shape)
+    return (finite.pow(2) * weights).mean() + (finite * weights.flip(-1)).mean()
