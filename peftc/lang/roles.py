@@ -45,6 +45,7 @@ class Role:
     """What a part of a model can be. A role without parts is chosen by its own name.
 
     `numbers` are what conditions and expressions can read of a site besides the sizes of its axes: name → meaning.
+    `grows` is the axis along which a rewrite may put something in front of its result.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Role:
     ports: Mapping[str, Port]
     parts: tuple[str, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)
+    grows: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -60,9 +62,11 @@ class Role:
         return (*(self.parts or (self.name,)), *groups)
 
 
-def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), **numbers: str) -> Role:
+def _role(
+    name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), grows: str = "", **numbers: str
+) -> Role:
     held = MappingProxyType({port.name: port for port in ports})
-    return Role(name, doc, held, parts, MappingProxyType(numbers))
+    return Role(name, doc, held, parts, MappingProxyType(numbers), grows)
 
 
 def _port(
@@ -192,6 +196,19 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("y", "result", "* d_model", "The rows."),
                 _port("W", "weight", "vocab d_model", "The table."),
                 parts=("embedding", "position", "table"),
+            ),
+            _role(
+                "input",
+                "What a model reads: its embedded tokens, with what scales them, before places and types are added. A "
+                "rewrite may put rows in front; what comes with the tokens then grows too. Of a model with an encoder "
+                "and a decoder, the encoder's is `source` and the decoder's `target`; of any other it is `source`.",
+                _port("h", "result", "batch seq d_model", "The embedded tokens."),
+                _port(
+                    "W", "weight", "vocab d_model", "The table, as its rows come out: scaled where they are."
+                ),
+                _TOKENS,
+                parts=("source", "target"),
+                grows="seq",
             ),
             _role(
                 "head",
