@@ -29,6 +29,7 @@ class Site:
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
+        factor: the number that what is read of its weight is multiplied by before it comes out.
         computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
     """
 
@@ -45,6 +46,7 @@ class Site:
     stack: str = ""
     refolded: bool = False
     name: str = ""
+    factor: float = 1.0
     computed: tuple[str, ...] = ()
 
     def axes(self, port: str) -> tuple[str, ...]:

@@ -27,9 +27,12 @@ from peftc.lang.results import (
     picks,
     product,
     product_lengths,
+    recurring_lengths,
+    recurs,
     renamed_length,
     renames,
     right,
+    runs_on,
     same,
     skew_lengths,
     skews,
@@ -265,6 +268,40 @@ def _define() -> None:
             "peftc.first",
             {"axis": AXIS},
             lengths=first_lengths,
+        ),
+        Operation(
+            "sampled",
+            "So many along an axis, drawn at random each time; none is drawn again before all have been.",
+            (("x", "value"), ("count", "number")),
+            keeps_some,
+            "peftc.sampled",
+            {"axis": AXIS},
+            lengths=first_lengths,
+        ),
+        Operation(
+            "cycled",
+            "So many along an axis, over and over again: of the first on the axes in front, then of the second, and so "
+            "on, and from the start; `over` says with 1 and 0 what counts.",
+            (("x", "value"), ("count", "number")),
+            runs_on,
+            "peftc.cycled",
+            {"axis": AXIS},
+            optional=("over",),
+            lengths=first_lengths,
+        ),
+        Operation(
+            "lstm",
+            "The outputs of a long short-term memory that reads x step by step along an axis, its last one in each step, "
+            "from zeros. Its four gates (input, forget, cell, output) stand one behind the other in the rows of `step`, "
+            "which takes x in, of `state`, which takes in its own last output, and of `bias`.",
+            (("x", "value"), ("step", "value"), ("state", "value"), ("bias", "value")),
+            recurs,
+            "peftc.lstm",
+            {
+                "axis": AXIS,
+                "reverse": Setting("flag", "Whether it reads from the end to the start.", default=False),
+            },
+            lengths=recurring_lengths,
         ),
         Operation(
             "gram",
