@@ -106,6 +106,12 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("softplus(x)", "batch seq d", lambda x, **_: torch.log1p(torch.exp(x))),
     ("elu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, torch.exp(x) - 1)),
     ("leaky_relu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, x / 100)),
+    (
+        "gelu_tanh(x)",
+        "batch seq d",
+        lambda x, **_: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    ),
+    ("activate(x, kind='gelu_tanh')", "batch seq d", lambda x, **_: functional.gelu(x, approximate="tanh")),
     ("quick_gelu(x)", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='quick_gelu')", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='elu')", "batch seq d", lambda x, **_: functional.elu(x)),

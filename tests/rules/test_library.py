@@ -19,6 +19,7 @@ NAMES = default_library().names()
 OPTIONS = {
     "adalora": "(rank=4, target=2)",
     "oft": "(block=4)",
+    "compacter": "(reduction=3)",
     "prompt": ":5",
 }
 """Where the defaults do not fit a tiny model."""
@@ -28,6 +29,7 @@ OTHER_AT_START = {
     "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",
     "unipelt": "it has a prefix, and gates of it",
+    "compacter": "all of its matrices are drawn at random, near 0",
     "houlsby": "both maps of its bottlenecks are drawn at random, near 0",
 }
 """Rules that do not start as the model they are put into, and why."""
