@@ -42,7 +42,7 @@ prefix_length = { default = 10, min = 1, help = "How many keys are put in front.
 prefix_drop   = { default = 0.0, min = 0, max = 1, help = "Dropout on the keys and values put in front." }
 prefix_visible.default = "always"
 prefix_visible.choices = ["always", "window"]
-prefix_visible.help    = "In attention with a sliding window. always: every query sees the prefix; window: it falls out of the window as tokens before the first would."
+prefix_visible.help    = "Under a sliding window. always: every query sees the prefix; window: it falls out of it as tokens do."
 prefix_positions.default = "keep"
 prefix_positions.choices = ["keep", "shift"]
 prefix_positions.help    = "keep: tokens keep their places; shift: the prefix takes the first ones."
@@ -263,7 +263,7 @@ def test_what_is_folded_stays_folded_where_it_is_replaced() -> None:
     assert composite(PREFIX + 'fold = "k_prefix"').fold == ("prefix_k_prefix",)
     use = PREFIX.replace("prefix", "prefix_mlp")
     assert composite(use).fold == ("prefix_mlp_k_prefix", "prefix_mlp_v_prefix")
-    gated = composite(use + 'let.k_prefix = "mean(mean(h, axis=\'seq\'), axis=\'d_model\') * k_prefix"')
+    gated = composite(use + "let.k_prefix = \"mean(mean(h, axis='seq'), axis='d_model') * k_prefix\"")
     assert gated.fold == ("prefix_mlp_k_prefix_old", "prefix_mlp_v_prefix")
     made = '{ axes = "kv_heads keys=length head_dim", init = "zeros" }'
     other = composite(f'{use}let.k_prefix = "2 * P_k"\nparameters.P_k = {made}')

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 import peftc
-from tests.models import BATCH, LENGTH, WORDS, bert, llama, minilm, mistral, padding, randomise, smollm2, tokens
+from tests.models import (
+    BATCH,
+    LENGTH,
+    WORDS,
+    bert,
+    llama,
+    minilm,
+    mistral,
+    padding,
+    randomise,
+    smollm2,
+    tokens,
+)
 from tests.rules.references import BertReference, LlamaReference
 
 PREFIX = 5
@@ -183,9 +195,7 @@ def test_a_prefix_under_a_sliding_window(sliding: Any) -> None:
     for path, own in prefixes(compiled).items():
         module = copied.get_submodule(path)
         real = lambda: padding(left=True)  # noqa: E731
-        reference = LlamaReference(
-            module, own["P_k"], own["P_v"], real, window=4, slides=visible == "window"
-        )
+        reference = LlamaReference(module, own["P_k"], own["P_v"], real, window=4, slides=visible == "window")
         copied.set_submodule(path, reference)
     ids, mask = tokens(), padding(left=True)
     got, want = (each(ids, attention_mask=mask).logits[mask.bool()] for each in (compiled, copied))
