@@ -30,6 +30,7 @@ class Site:
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         window: how many keys back a query of an attention sees at most, with the one of its own place; 0 for all.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
+        factor: the number that what is read of its weight is multiplied by before it comes out.
         computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
     """
 
@@ -47,6 +48,7 @@ class Site:
     refolded: bool = False
     name: str = ""
     window: int = 0
+    factor: float = 1.0
     computed: tuple[str, ...] = ()
 
     def axes(self, port: str) -> tuple[str, ...]:

@@ -14,17 +14,19 @@ from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
+from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.norms import norms
 from peftc.analyse.parts import Part, parts_played
-from peftc.analyse.positions import position_ports
+from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
-from peftc.analyse.tables import table_parts
+from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.analyse.windows import window_of
 from peftc.graphs.reading import (
+    CONSTANT,
     is_call,
     is_parameter,
     is_tensor,
@@ -83,6 +85,7 @@ class SiteReader:
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
         self.windows: dict[object, int] = {}
+        self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
@@ -97,6 +100,7 @@ class SiteReader:
             yield self.mixture(mixture)
         yield from self.norms()
         yield from self.embeddings()
+        yield from self.input_sites()
         yield from self.head_sites()
         yield from self.block_sites()
         yield from self.positions()
@@ -251,7 +255,7 @@ class SiteReader:
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""
-        for node, part in table_parts(self.graph, lambda path: lookup(self.root, path)).items():
+        for node, part in self.tables.items():
             table: Any = node.args[0]
             sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
             path = self.owner(node, str(table.target))
@@ -265,6 +269,43 @@ class SiteReader:
                 evidence="gather of rows",
             )
             yield site, Use(node, {"ids": Port("value", node, 1), "y": Port("result", node)}, Gather(node))
+
+    def input_sites(self) -> Iterator[tuple[Site, Use]]:
+        """What the model reads."""
+        for found in inputs(self.graph, self.tables, self.cores, self.projections, self.held):
+            table: Any = None if found.gather is None else found.gather.args[0]
+            vocab, weights = (
+                ({}, {}) if table is None else ({"vocab": shape(table)[0]}, {"W": str(table.target)})
+            )
+            places = self.places(found.node)
+            site = Site(
+                "input",
+                found.part,
+                found.path,
+                None,
+                {"d_model": shape(found.node)[-1], **vocab, **({"places": places} if places else {})},
+                weights,
+                scope=found.scope,
+                evidence=GIVEN if table is None else "rows of the tokens' table",
+                factor=found.factor,
+            )
+            yield site, Use(found.node, self.with_tokens({"h": Port("result", found.node)}, "h"))
+
+    def places(self, rows: fx.Node) -> int | None:
+        """For how many tokens in a row there are places in the table whose rows are added to some rows."""
+        met, counts = reached(rows), []
+        for node, part in self.tables.items():
+            if part == "position" and met & reached(node):
+                first = first_place(node.args[1], lambda path: lookup(self.root, path))
+                counts.append(shape(node.args[0])[0] - (first or 0))  # type: ignore[arg-type]
+        return min(counts, default=None)
+
+    def held(self, path: str) -> Tensor:
+        """The tensor at a path, or the small constant of the model's code that a graph has there."""
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target == path and CONSTANT in node.meta:
+                return node.meta[CONSTANT]  # type: ignore[no-any-return]
+        return lookup(self.root, path)
 
     def head_nodes(self) -> Iterator[fx.Node]:
         """Projections outside any block whose product is an output of the model, at most moved, scaled, capped or shifted."""

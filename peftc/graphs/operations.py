@@ -347,3 +347,58 @@ def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x, (0, more_in))
     made: Tensor = torch.nn.functional.grouped_mm(x, matrices, offs=ends)
     return made[:, : made.shape[1] - more_out] if more_out else made
+
+
+def behind(x: Tensor, count: int, axis: int) -> Tensor:
+    """x without the first so many along an axis."""
+    return x.narrow(axis, count, x.shape[axis] - count)
+
+
+def sampled(x: Tensor, count: int, axis: int) -> Tensor:
+    """So many along an axis, drawn on the CPU; none again before all have been."""
+    rounds = [torch.randperm(x.shape[axis]) for _ in range(-(-count // x.shape[axis]))]
+    return x.index_select(axis, torch.cat(rounds)[:count].to(x.device))
+
+
+def cycled(x: Tensor, count: int, axis: int, over: Tensor | None = None) -> Tensor:
+    """What counts of x along the axes up to `axis`, in a row and repeated to so many: [count …]."""
+    rows = x.flatten(0, axis)
+    if over is not None:
+        rows = rows[over.expand(x.shape[: axis + 1]).flatten() != 0]
+    return rows[torch.arange(count, device=x.device) % rows.shape[0]]
+
+
+def lstm(
+    x: Tensor,
+    step: Tensor,
+    state: Tensor,
+    bias: Tensor,
+    axis: int,
+    reverse: bool,
+) -> Tensor:
+    """The outputs [… out] of a long short-term memory over x [… in], which it reads along `axis`, from zeros."""
+    steps = x.movedim(axis, 0)
+    whole = steps.flatten(1, -2) if steps.dim() > 2 else steps.unsqueeze(1)
+    whole = whole.flip(0) if reverse else whole
+    if torch.compiler.is_compiling():  # which breaks its graph at torch's own
+        out = lstm_steps(whole, step, state, bias)
+    else:
+        zeros = whole.new_zeros(1, whole.shape[1], state.shape[1])
+        weights = [step, state, bias, torch.zeros_like(bias)]
+        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, False, False, False)[0]
+    out = out.flip(0) if reverse else out
+    out = out.unflatten(1, steps.shape[1:-1]) if steps.dim() > 2 else out.squeeze(1)
+    return out.movedim(0, axis)
+
+
+def lstm_steps(x: Tensor, step: Tensor, state: Tensor, bias: Tensor) -> Tensor:
+    """The same over x [steps batch in], written out."""
+    hidden = cell = x.new_zeros(x.shape[1], state.shape[1])
+    taken, outputs = torch.nn.functional.linear(x, step, bias), []
+    for each in taken:
+        gates = each + torch.nn.functional.linear(hidden, state)
+        put, forget, new, shown = gates.chunk(4, -1)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(put) * torch.tanh(new)
+        hidden = torch.sigmoid(shown) * torch.tanh(cell)
+        outputs.append(hidden)
+    return torch.stack(outputs)

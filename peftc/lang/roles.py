@@ -40,12 +40,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Role:
-    """What a part of a model can be. A role without parts is chosen by its own name."""
+    """What a part of a model can be. A role without parts is chosen by its own name.
+
+    `grows` is the axis along which a rewrite may put something in front of its result.
+    """
 
     name: str
     doc: str
     ports: Mapping[str, Port]
     parts: tuple[str, ...] = ()
+    grows: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -54,8 +58,8 @@ class Role:
         return (*(self.parts or (self.name,)), *groups)
 
 
-def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = ()) -> Role:
-    return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts)
+def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), grows: str = "") -> Role:
+    return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts, grows)
 
 
 def _port(
@@ -155,6 +159,19 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("y", "result", "* d_model", "The rows."),
                 _port("W", "weight", "vocab d_model", "The table."),
                 parts=("embedding", "position", "table"),
+            ),
+            _role(
+                "input",
+                "What a model reads: its embedded tokens, with what scales them, before places and types are added. A "
+                "rewrite may put rows in front; what comes with the tokens then grows too. Of a model with an encoder "
+                "and a decoder, the encoder's is `source` and the decoder's `target`; of any other it is `source`.",
+                _port("h", "result", "batch seq d_model", "The embedded tokens."),
+                _port(
+                    "W", "weight", "vocab d_model", "The table, as its rows come out: scaled where they are."
+                ),
+                _TOKENS,
+                parts=("source", "target"),
+                grows="seq",
             ),
             _role(
                 "head",

@@ -261,6 +261,21 @@ class GraphBackend:
         """The first along an axis."""
         return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)
 
+    def lower_sampled(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Some along an axis, at random."""
+        return self.make(operations.sampled, terms[0].held, terms[1].held, self.place(terms[0], settings))
+
+    def lower_cycled(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """All along an axis that count, over and over again."""
+        axis = terms[0].axes.index(str(settings["axis"]))
+        over = None if len(terms) == 2 else self.align(terms[2], terms[0].axes[: axis + 1])
+        return self.make(operations.cycled, terms[0].held, terms[1].held, axis, over)
+
+    def lower_lstm(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One layer in one direction."""
+        held = [term.held for term in terms]
+        return self.make(operations.lstm, *held, self.place(terms[0], settings), bool(settings["reverse"]))
+
     def lower_svd_u(self, terms: Terms, _: Settings, __: Axes) -> object:
         """Left singular vectors."""
         return self.make(operations.svd_u, terms[0].held, terms[1].held)

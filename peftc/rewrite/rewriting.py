@@ -11,18 +11,20 @@ from typing import Any, TypeAlias
 from torch import fx
 from torch.nn import functional
 
-from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
+from peftc.analyse import GIVEN, Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
-from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
+from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
+from peftc.match.growing import rows_of
 from peftc.match.plan import Application, NewParameter, Place, Plan
 from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import laid_out, own_part, weight_terms
 from peftc.rewrite.forms import backend_for
+from peftc.rewrite.growing import cut_outputs, take_out
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -39,6 +41,7 @@ def rewrite(
     root: str = "",
     *,
     training: bool = False,
+    continued: bool = False,
     folded: Folded = MappingProxyType({}),
 ) -> fx.Graph:
     """A copy of `graph` with every application of the plan that it has a place for.
@@ -47,6 +50,7 @@ def rewrite(
         graph, analysis: a normalised graph and its sites.
         root: path of the module that the graph was captured from.
         training: whether what rules add to the loss is added to the one that the graph gives back.
+        continued: whether a cache comes in: no rows are put in front of what is read to go on from it.
         folded: bindings to read instead of computing them.
 
     Raises:
@@ -54,12 +58,24 @@ def rewrite(
     """
     copied, moved = copy_graph(graph)
     rewriter = Rewriter(copied, moved, folded)
+    places: list[tuple[Application, Located]] = []
+    room: dict[str, tuple[Located, int]] = {}
     for application in plan.applications:
         if not plan.section(application).rewrite and not application.inserted:
             continue
         located = locate(analysis, application, root)
-        if located is not None:
-            rewriter.apply(plan.bound(application.rule), plan.section(application), application, located)
+        if located is None:
+            continue
+        if rows := rows_of(plan, application):
+            if continued and application.site.scope != "encoder":
+                continue
+            _, before = room.get(application.site.id, (located, 0))
+            room[application.site.id] = (located, before + rows)
+        places.append((application, located))
+    for located, count in room.values():
+        rewriter.make_room(located, count, cut=not root and located.site.scope != "encoder")
+    for application, located in places:
+        rewriter.apply(plan.bound(application.rule), plan.section(application), application, located)
     rewriter.drop_dead_parameters()
     if training and not root:
         add_losses(copied, plan)
@@ -88,6 +104,8 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     found = analysis.find(site.id, site.role)
     if found is not None and own_name(found.site) == own_name(site):
         return found
+    if ROLES[site.role].grows:
+        return located_input(analysis, site, root)
     if site.role == "embedding":  # which part it is, a call may tell more or less of
         for located in analysis.located:
             same = (located.site.role, located.site.path) == (site.role, site.path)
@@ -113,6 +131,20 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     return None
 
 
+def located_input(analysis: Analysis, site: Site, root: str) -> Located | None:
+    """Where a graph has an input: by its path, whichever part a call tells it to be; or given by the call itself."""
+    there = [located for located in analysis.located if located.site.role == site.role]
+    for located in there:
+        if located.site.path == site.path and GIVEN not in (located.site.evidence, site.evidence):
+            return Located(site, located.uses)
+    inside = not root or site.path == root or site.path.startswith(f"{root}.")
+    for located in there:
+        alike = located.site.part == site.part or (root and len(there) == 1)
+        if inside and alike and GIVEN in (located.site.evidence, site.evidence):
+            return Located(site, located.uses)
+    return None
+
+
 def own_name(site: Site) -> str:
     """What a site's module calls its weight; a tied one has other paths in other programs."""
     return site.weights.get("W", "").rpartition(".")[2]
@@ -133,6 +165,16 @@ class Rewriter:
             tuple[fx.Node, object], Any
         ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
+        self.rooms: dict[fx.Node, fx.Node] = {}  # what a model reads → the same without the rows of the room
+
+    def make_room(self, located: Located, count: int, *, cut: bool) -> None:
+        """Let an input have so many rows in front, which rules are to put there; and cut the outputs, if asked to."""
+        for use in located.uses:
+            rows = self.moved[use.anchor]
+            if cut:
+                cut_outputs(self.graph, count, located.site, shape(use.anchor)[1])
+                cut = False
+            self.rooms[rows] = take_out(self.graph, rows, count, located.site)
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
         """Put one section in at every use of its site."""
@@ -148,6 +190,8 @@ class Rewriter:
         backend = backend_for(self.graph, name, meta, site, self.form(use))
         told = signature(section, site.role, site.stack)
         ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
+        if ROLES[site.role].grows:
+            ports = {port: replace(at, node=self.rooms.get(at.node, at.node)) for port, at in ports.items()}
         given: dict[str, Term] = {}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 

@@ -19,9 +19,11 @@ NAMES = default_library().names()
 OPTIONS = {
     "adalora": "(rank=4, target=2)",
     "oft": "(block=4)",
+    "prompt": ":5",
 }
 """Where the defaults do not fit a tiny model."""
 OTHER_AT_START = {
+    "prompt": "its rows are drawn from the vocabulary",
     "prefix": "its keys are drawn at random",
     "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",
