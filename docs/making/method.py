@@ -151,7 +151,7 @@ def cost(rule: Rule) -> Iterator[str]:
     sites = len({(each.site.role, each.site.id) for each in found.applications})
     total, noun = sum(found.sizes.values()), "site" if sites == 1 else "sites"
     yield (
-        f"In {BASE}, with its defaults and without the task's head, its plan has {sites:,} site{'s'[: sites != 1]} and trains "
+        f"In {BASE}, with its defaults and without the task's head, its plan has {sites:,} {noun} and trains "
         f"**{found.trainable_count:,}** numbers: {100 * found.trainable_count / total:.3g} % of {total:,}."
     )
 
