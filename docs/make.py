@@ -12,6 +12,8 @@ from pathlib import Path
 
 from docs.making.commands import commands
 from docs.making.language import language
+from docs.making.league import league
+from docs.making.method import MissingText, left_over, pages
 from docs.making.roles import roles
 from docs.making.spellings import spellings
 from docs.making.tutorial import tutorial
@@ -31,13 +33,22 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/spellings.md": spellings,
     "docs/cli.md": commands,
     "docs/tutorial-first-rule.md": tutorial,
+    "docs/league.md": league,
     "rules/rule.schema.json": schema,
+    **pages(),
 }
 
 
 def stale() -> list[str]:
-    """The pages that are not what the code makes of them."""
-    return [name for name, make in PAGES.items() if not _is_current(ROOT / name, make())]
+    """The pages that are not what the code makes of them, and what is to be done, a line each."""
+    found = [f"{path.relative_to(ROOT)} is of no rule: delete it" for path in left_over(ROOT)]
+    for name, make in PAGES.items():
+        try:
+            if not _is_current(ROOT / name, make()):
+                found.append(f"{name} is stale: make docs")
+        except MissingText as missing:
+            found.append(str(missing))
+    return found
 
 
 def _is_current(path: Path, text: str) -> bool:
@@ -48,12 +59,20 @@ def main() -> int:
     """Write, or check."""
     if "--check" in sys.argv[1:]:
         old = stale()
-        print("\n".join(f"{name} is stale: make docs" for name in old) or "the made documentation is current")
+        print("\n".join(old) or "the made documentation is current")
         return len(old)
+    missing = 0
     for name, make in PAGES.items():
-        (ROOT / name).write_text(make(), encoding="utf-8")
+        try:
+            text = make()
+        except MissingText as lack:
+            missing += 1
+            print(lack)
+            continue
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(text, encoding="utf-8")
         print(name)
-    return 0
+    return missing
 
 
 if __name__ == "__main__":

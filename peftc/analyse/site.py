@@ -29,6 +29,7 @@ class Site:
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
+        computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
     """
 
     role: str
@@ -44,6 +45,7 @@ class Site:
     stack: str = ""
     refolded: bool = False
     name: str = ""
+    computed: tuple[str, ...] = ()
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""

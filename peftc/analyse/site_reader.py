@@ -15,6 +15,7 @@ from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.matrices import EXPERTS
+from peftc.analyse.norms import norms
 from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import position_ports
 from peftc.analyse.projections import Projection, projections
@@ -23,7 +24,6 @@ from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import (
-    argument,
     is_call,
     is_parameter,
     is_tensor,
@@ -228,22 +228,15 @@ class SiteReader:
 
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""
-        for node in self.graph.nodes:
-            if not is_call(node, "layer_norm", "rms_norm", "group_norm", "batch_norm"):
-                continue
-            weight = node.args[1] if operator_name(node) == "rms_norm" else argument(node, "weight")
-            if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-                continue
-            bias = None if operator_name(node) == "rms_norm" else argument(node, "bias")
-            weights = {"W": str(weight.target)}
-            if isinstance(bias, fx.Node) and bias.op == "get_attr":
-                weights["b"] = str(bias.target)
-            path = self.owner(node, str(weight.target))
-            evidence = operator_name(node)
+        for found in norms(self.graph):
+            path = self.owner(found.node, found.weights["W"])
+            sizes = {"d": shape(found.result)[found.axis]}
             site = Site(
-                "norm", "", path, self.layer(node), {"d": shape(weight)[0]}, weights, evidence=evidence
-            )
-            yield site, Use(node, {"x": Port("operand", node, 0), "y": Port("result", node)})
+                "norm", "", path, self.layer(found.node), sizes, found.weights, evidence=found.said,
+                computed=found.computed,
+            )  # fmt: skip
+            ports = {"x": Port("operand", found.node, 0), "y": Port("result", found.result)}
+            yield site, Use(found.result, ports)
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""

@@ -150,6 +150,8 @@ def _equations(section: Section) -> Iterator[tuple[str, ...]]:
     """Everything that a section says of values: its bindings, its edits, what it trains, its conditions."""
     for key, table in (("let", section.let), ("rewrite", section.rewrite), ("merge", section.merge)):
         yield from ((key, name, f"= {text}") for name, text in table.items())
+        if key == "let" and section.fold:
+            yield ("fold", ", ".join(section.fold), "computed once for evaluation")
     for port, train in section.train.items():
         yield ("train", port, f"put in by {train.insert}" if train.insert else "")
     for port, kept in section.quantise.items():

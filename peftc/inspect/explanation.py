@@ -27,6 +27,7 @@ class SiteGroup:
         where: role and part, with its scope.
         layers: numbers of their blocks; sites: their ids.
         parameters: name → shape of what is added at each; trains: ports whose weight trains.
+        inserted: names among them of zero weights, put in where a site has none of its own.
         quantises: port → how its weight is kept.
         count: trainable elements at all of them that no group before had.
         options: those of the rule that have another value here.
@@ -40,12 +41,16 @@ class SiteGroup:
     count: int
     quantises: Mapping[str, str] = field(hash=False, default_factory=dict)
     options: Mapping[str, Any] = field(hash=False, default_factory=dict)
+    inserted: tuple[str, ...] = ()
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
         """Its row of the table, under `HEADINGS`."""
         layers = ranges(self.layers) or self.sites[0].rpartition(":")[0]
-        added = [f"{name} {sizes(shape)}" for name, shape in self.parameters.items()]
+        added = [
+            f"{'puts in ' if name in self.inserted else ''}{name} {sizes(shape)}"
+            for name, shape in self.parameters.items()
+        ]
         trained = [f"trains {', '.join(self.trains)}"] if self.trains else []
         kept = [f"keeps {port} in {packing}" for port, packing in self.quantises.items()]
         own = [f"with {' '.join(f'{name}={value}' for name, value in self.options.items())}"]
@@ -211,6 +216,7 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
         count,
         {port: str(packing) for port, packing in first.quantises.items()},
         dict(first.options),
+        tuple(first.inserted.values()),
     )
 
 

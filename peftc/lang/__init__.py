@@ -33,6 +33,7 @@ from peftc.lang.document import (
     Use,
 )
 from peftc.lang.expression import Expression, parse
+from peftc.lang.folding import behind_fold
 from peftc.lang.formats import COMPUTE, FORMATS, Format, Packing, read_packing, register_format
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
@@ -116,6 +117,7 @@ __all__ = [
     "Use",
     "Walk",
     "accepts",
+    "behind_fold",
     "bind",
     "bind_all",
     "check",

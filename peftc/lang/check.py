@@ -16,6 +16,7 @@ from peftc.lang.composite import Finder, flattened
 from peftc.lang.condition import conditions
 from peftc.lang.document import Option, Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
+from peftc.lang.folding import check_fold
 from peftc.lang.gates import prove_gates
 from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
@@ -149,6 +150,7 @@ class _SectionCheck:
         self._check_train()
         self.used |= check_training(self.rule, self.section)
         self.used |= check_quantise(self.rule, self.section)
+        check_fold(self.rule, self.section, signatures)
         read = expressions(self.rule, self.section).values()
         named = {name for expression in read for name in expression.names}
         variants = list(self._variants(named - chosen_freely(self.rule.options, read)))
@@ -287,7 +289,7 @@ class _SectionCheck:
                 message = (
                     f"'{WIDEST}' is a size among sites that share a parameter, and this one is a site's own"
                 )
-                hint = 'there is: share = "layer", share = "model"'
+                hint = 'there is: share = "layer", share = "scope", share = "model"'
                 raise fault("R032", place, message, text=parameter.axes, hint=hint)
             if name == WIDEST and (word in self.rule.options or word.isdigit()):
                 message = f"'{WIDEST}' takes an axis of a value, and {word!r} is none"

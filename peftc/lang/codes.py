@@ -77,6 +77,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         # gates: RuleCheckError
         "R063": "Something is left where a gate is 0.",
         "R064": "A factor on the learning rate that is none.",
+        # what is computed once: RuleCheckError
+        "R065": "A binding that cannot be folded.",
         # quantised weights: RuleCheckError
         "R071": "A weight that cannot be quantised.",
         "R072": "No number format has this name.",

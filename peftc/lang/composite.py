@@ -212,6 +212,7 @@ def _relabelled(draft: Draft, place: Place, label: str, options: Mapping[str, st
             for name, (parameter, at) in draft.parameters.items()
         },
         "let": keyed(draft.let),
+        "fold": tuple(f"{label}_{name}" for name in draft.fold),
         "rewrite": {port: line(old) for port, old in draft.rewrite.items()},
         "merge": {port: line(old) for port, old in draft.merge.items()},
         "train": {

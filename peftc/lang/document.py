@@ -141,8 +141,10 @@ class Parameter(Data):
         default=True,
         description="Whether it is trained; one that is not stays as it started, but for a schedule.",
     )
-    share: Literal["site", "layer", "model"] = Field(
-        default="site", description="Whether each site has one, all sites of a layer, or all of the model."
+    share: Literal["site", "layer", "scope", "model"] = Field(
+        default="site",
+        description="Whether each site has one, all sites of a layer, all of a scope (the encoder, the decoder, the "
+        "attentions across; one in other models), or all of the model.",
     )
     gate: bool = Field(
         default=False,
@@ -184,8 +186,9 @@ class Train(Data):
 
     insert: Name | None = Field(
         default=None,
-        description="An option with the choices `never`, `auto` and `always`: whether a zero parameter is put "
-        "in where a site has none (auto: only if no matched site of the model has one), and added to `y`.",
+        description="An option with the choices `never`, `auto` and `always`: whether a zero parameter is put in, and "
+        "added to `y`, where a site has none (auto: only if no matched site of the model has one), or shares its own "
+        "with parts that are left out.",
     )
 
 
@@ -250,6 +253,12 @@ class Section(Data):
     )
     let: dict[Name, str] = Field(
         default_factory=dict, description="Named expressions; the seams by which other rules reach in."
+    )
+    fold: Texts = Field(
+        default=(),
+        description="Bindings that depend on no call, such as what a network makes of parameters alone: computed once "
+        "for evaluation without gradients, and again when a parameter has changed. In training, and wherever a "
+        "gradient is wanted, they are computed anew in each call. The parameters stay, and are saved.",
     )
     rewrite: dict[Name, str] = Field(
         default_factory=dict,
@@ -327,6 +336,9 @@ class Use(Data):
     let: dict[Name, str] = Field(
         default_factory=dict,
         description="Bindings to replace, which may read the old ones by name, or to add.",
+    )
+    fold: Texts = Field(
+        default=(), description="Bindings, of the used rule or new, that are folded here besides its own."
     )
     rewrite: dict[Name, str] = Field(default_factory=dict, description="Rewrites to replace or to add.")
     loss: dict[Name, Loss] = Field(default_factory=dict, description="Loss terms to replace or to add.")

@@ -14,7 +14,7 @@ from peftc.lang.roles import ROLES
 from peftc.lang.sizes import names_of
 from peftc.lang.source import Key, Place, Source
 
-TABLES = ("match", "parameters", "let", "rewrite", "merge", "train", "quantise", "loss", "schedule")
+TABLES = ("match", "parameters", "let", "fold", "rewrite", "merge", "train", "quantise", "loss", "schedule")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Draft:
     quantise: dict[str, tuple[Quantise, Place]] = field(default_factory=dict)
     required: bool = False
     asked: bool = False
+    fold: tuple[str, ...] = ()
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
     @property
@@ -78,6 +79,7 @@ class Draft:
         live = self.live()
         self.let = {name: line for name, line in self.let.items() if name in live}
         self.parameters = {name: held for name, held in self.parameters.items() if name in live}
+        self.fold = tuple(name for name in self.fold if name in live)
 
     def options_read(self) -> set[str]:
         """Names that may be options: in live expressions, sizes, initial laws, conditions and trains."""
@@ -106,6 +108,8 @@ class Draft:
             held["required"] = True
         if self.asked:
             held["asked"] = True
+        if self.fold:
+            held["fold"] = self.fold
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
             held[table] = {name: line.text for name, line in lines.items()}
         held["loss"] = {
@@ -169,6 +173,7 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         {port: (told, at("quantise", port)) for port, told in section.quantise.items()},
         section.required,
         section.asked,
+        section.fold,
         places,
     )
 

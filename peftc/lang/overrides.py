@@ -57,6 +57,7 @@ class Overrides:
                 draft.parameters[self.names[name]] = self._parameter(name, parameter)
             for name, text in self.use.let.items():
                 self._let(draft, name, Line(text, self.place("let", name)))
+            self._fold(draft)
             draft.prune()
             self._check_names(draft)
         for table, new in (("let", self.use.let), ("parameters", self.use.parameters)):
@@ -152,10 +153,26 @@ class Overrides:
         names = {**self.names, name: old}
         if here in draft.let and name in line.expression.names:
             draft.let[old] = draft.let[here]
+            draft.fold = tuple(old if name == here else name for name in draft.fold)
         elif name in line.expression.names:
             names = self.names
+        draft.fold = tuple(name for name in draft.fold if name != here)
         draft.let[here] = line.renamed(names)
         self.written["let", here] = line
+
+    def _fold(self, draft: Draft) -> None:
+        """Bindings that are folded here, in the section that has them."""
+        named = {self.names.get(name, name): name for name in self.use.fold}
+        draft.fold = tuple(dict.fromkeys((*draft.fold, *(here for here in named if here in draft.let))))
+        if draft.fold:
+            draft.places["fold",] = self.place("fold")
+        if draft is not self.drafts[0]:
+            return
+        for here, name in named.items():
+            if not any(here in each.let for each in self.drafts):
+                bindings = [*(key for section in self.used.sections for key in section.let), *self.use.let]
+                message = f"there is no binding {name!r} to fold"
+                raise fault("R065", self.place("fold"), message, hint=instead(name, bindings))
 
     def _check_names(self, draft: Draft) -> None:
         """The author of a use knows names as the used rule has them; so an unknown one is told in those."""

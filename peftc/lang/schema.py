@@ -38,7 +38,8 @@ def rule_schema() -> Schema:
         scoped = f"^({'|'.join(SCOPES)})\\.({'|'.join(words)})$"
         _spell(part, {"anyOf": [{"enum": list(words)}, {"type": "string", "pattern": scoped}]})
     for law in _properties(holders, "init"):
-        law["pattern"] = f"^\\s*({'|'.join(LAWS)})\\b"
+        # Or an expression: it has a sign or a bracket, or is the name of a parameter, which is mostly written large.
+        law["pattern"] = f"^\\s*({'|'.join(LAWS)})\\b|[-+*/@(]|^\\s*[A-Z]"
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A peftc rule",

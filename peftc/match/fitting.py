@@ -71,23 +71,29 @@ def uneven(section: Section, known: Mapping[str, object]) -> str | None:
     """Which size of a parameter is no whole number at a site, or None."""
     for name, parameter in section.parameters.items():
         for dimension in parameter.dimensions:
+            named = names_of(dimension.size)
+            if absent := [each for each in named if each not in known]:
+                return f"it has no {absent[0]}, which {name} has the size of"
             if size_at(dimension.size, known) is None:
-                said = ", ".join(f"{each} = {known[each]}" for each in names_of(dimension.size))
+                said = ", ".join(f"{each} = {known[each]}" for each in named)
                 return f"the size {dimension.size} of {name} is no whole number above 0 here ({said})"
     return None
 
 
 def unplaceable(rule: Rule, section: Section, site: Site) -> str | None:
     """Why what a section does has no place at a site whose values are not held as its ports say, or None."""
+    found = expressions(rule, section)
+    read: set[str] = {*section.merge}.union(*(expression.names for expression in found.values()))
+    if kept := sorted(read.intersection(site.computed)):
+        return f"the model computes its {', '.join(kept)} from a parameter, which can be trained but not read or merged into"
     if not site.stack and site.part != CONV:
         return None
-    found = expressions(rule, section)
     for name, parameter in section.parameters.items():
         if parameter.initial.expression is None:
             continue
-        if read := read_of_calls(site, names_behind(found, "parameters", name)):
+        if at_calls := read_of_calls(site, names_behind(found, "parameters", name)):
             what = f"a stack of {site.stack}" if site.stack else "a convolution"
-            return f"it is {what}, and {name} starts from {', '.join(read)} on data, which is for single matrices"
+            return f"it is {what}, and {name} starts from {', '.join(at_calls)} on data, which is for single matrices"
     return None
 
 

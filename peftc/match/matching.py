@@ -32,6 +32,7 @@ from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
+from peftc.match.training import trained_already, training
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
 
@@ -220,39 +221,19 @@ class Matcher:
 
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:
         """Add one application, or the skip that says why there is nothing to do."""
-        trains = {port: site.weights[port] for port in section.train if port in site.weights}
         own = bound.options_at(site.path, site.id)
         options = {**bound.options, **own}
-        inserted: dict[str, str] = {}
-        parameters = list(self.new_parameters(bound, section, site, number, chosen, options))
-        for port, train in section.train.items():
-            if port in trains:
-                continue
-            policy = str(options[train.insert]) if train.insert else "never"
-            bare = not any(port in other.weights for other in chosen)
-            if (policy == "always" or (policy == "auto" and bare)) and site.role == "linear" and port == "b":
-                if site.stack:
-                    reason = f"it is a stack of {site.stack}, which has no place for a {port} that is put in"
-                    self.skips.append(Skip(bound.label, site, reason, number))
-                    return
-                path = f"{self.home(bound, site, number)}.{port}"
-                parameters.append(NewParameter(port, path, ("d_out",), (site.sizes["d_out"],), "zeros", {}))
-                inserted[port] = port
-        if section.train and site.rows is not None and trains:
-            self.skips.append(
-                Skip(
-                    bound.label,
-                    site,
-                    "its weight is shared with other parts and cannot be trained alone",
-                    number,
-                )
-            )
+        trained = training(section, site, chosen, options, lambda: self.home(bound, site, number), self.root)
+        if trained.reason:
+            self.skips.append(Skip(bound.label, site, trained.reason, number))
             return
-        taken = {path for each in self.applications for path in each.trains.values()}
-        if section.train and trains and set(trains.values()) <= taken and not parameters:
-            other = next(
-                each.rule for each in self.applications if set(each.trains.values()) & set(trains.values())
-            )
+        trains, inserted = trained.trains, {port: each.name for port, each in trained.inserted.items()}
+        parameters = [
+            *self.new_parameters(bound, section, site, number, chosen, options),
+            *trained.inserted.values(),
+        ]
+        other = trained_already(trains, self.applications)
+        if other and not parameters:
             self.skips.append(Skip(bound.label, site, f"{other} trains it already", number))
             return
         quantises = self.quantising.packings(bound, section)

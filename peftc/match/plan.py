@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from peftc.analyse.site import Site
 from peftc.lang import Bound, Constant, Packing, Section
@@ -59,6 +59,10 @@ class NewParameter:
         return math.prod(self.shape)
 
 
+Place: TypeAlias = tuple[str, int, str]
+"""(label, number of the section, id of the site) of an application."""
+
+
 @dataclass(frozen=True)
 class Application:
     """One section of one rule at one site.
@@ -82,6 +86,11 @@ class Application:
     inserted: Mapping[str, str] = field(default_factory=dict, hash=False)
     quantises: Mapping[str, Packing] = field(default_factory=dict, hash=False)
     options: Mapping[str, Constant] = field(default_factory=dict, hash=False)
+
+    @property
+    def place(self) -> Place:
+        """What tells it apart from the others of a plan."""
+        return self.rule, self.section, self.site.id
 
 
 @dataclass(frozen=True)

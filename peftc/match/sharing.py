@@ -31,7 +31,8 @@ def tied(sites: Sequence[Site]) -> Mapping[Site, str]:
 
 def shared(bound: Bound, number: int, site: Site, name: str, parameter: Parameter, tie: str = "") -> str:
     """What tells a shared tensor apart from others; nothing for one that is a site's own."""
-    where = {"site": tie, "layer": f"layer {site.layer}", "model": "model"}[parameter.share]
+    group = {"site": tie, "layer": f"layer {site.layer}", "scope": site.scope or "model", "model": "model"}
+    where = group[parameter.share]
     return f"{bound.label}.{number}.{name} of the {where}" if where else ""
 
 
@@ -47,7 +48,7 @@ def seed(
     if parameter.seed is None:
         return None
     given = options[parameter.seed] if isinstance(parameter.seed, str) else parameter.seed
-    where = {"site": site.id, "layer": site.layer, "model": ""}[parameter.share]
+    where = {"site": site.id, "layer": site.layer, "scope": site.scope, "model": ""}[parameter.share]
     told = f"{given} {bound.rule.name} {number} {name} {where}"
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:7])
 
@@ -58,7 +59,8 @@ def widest(section: Section, site: Site, parameter: Parameter, sites: Sequence[S
         return {}
     found: dict[str, int] = {}
     for other in sites:
-        if parameter.share == "model" or other.layer == site.layer:
+        together = {"layer": other.layer == site.layer, "scope": other.scope == site.scope, "model": True}
+        if together[parameter.share]:
             for axis, size in signature(section, other.role, other.stack).sizes_at(other.sizes).items():
                 found[f"{WIDEST}({axis})"] = max(size, found.get(f"{WIDEST}({axis})", 0))
     return found
@@ -102,6 +104,7 @@ def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
         (application, port, (application.rule, *shared_edit(application, port)))
         for application in plan.applications
         for port in plan.section(application).merge
+        if port in application.site.weights  # a bias that is not there is read by nobody
     ]
     for application, _, edit in changing:
         acting.setdefault((application.site.role, application.site.path), set()).add(edit)

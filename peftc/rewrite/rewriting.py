@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from torch import fx
 from torch.nn import functional
@@ -15,9 +16,9 @@ from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
-from peftc.lang import ANY, Bound, Parameter, Scope, Section, Term, signature
+from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
-from peftc.match.plan import Application, NewParameter, Plan
+from peftc.match.plan import Application, NewParameter, Place, Plan
 from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import laid_out, own_part, weight_terms
@@ -27,8 +28,18 @@ from peftc.rewrite.losses import add_losses
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
 
 
+Folded: TypeAlias = Mapping[Place, Mapping[str, tuple[Axes, str]]]
+"""Place of an application → name of a binding that is computed already → its axes, and the path of its value."""
+
+
 def rewrite(
-    graph: fx.Graph, analysis: Analysis, plan: Plan, root: str = "", *, training: bool = False
+    graph: fx.Graph,
+    analysis: Analysis,
+    plan: Plan,
+    root: str = "",
+    *,
+    training: bool = False,
+    folded: Folded = MappingProxyType({}),
 ) -> fx.Graph:
     """A copy of `graph` with every application of the plan that it has a place for.
 
@@ -36,12 +47,13 @@ def rewrite(
         graph, analysis: a normalised graph and its sites.
         root: path of the module that the graph was captured from.
         training: whether what rules add to the loss is added to the one that the graph gives back.
+        folded: bindings to read instead of computing them.
 
     Raises:
         ProgramError: a site of the plan lies in `root`, but the graph does not show it.
     """
     copied, moved = copy_graph(graph)
-    rewriter = Rewriter(copied, moved)
+    rewriter = Rewriter(copied, moved, folded)
     for application in plan.applications:
         if not plan.section(application).rewrite and not application.inserted:
             continue
@@ -109,8 +121,10 @@ def own_name(site: Site) -> str:
 class Rewriter:
     """Edits one graph. Keeps track of what each result has become, so that rules compose."""
 
-    def __init__(self, graph: fx.Graph, moved: Mapping[fx.Node, fx.Node]) -> None:
-        self.graph, self.moved = graph, moved
+    def __init__(
+        self, graph: fx.Graph, moved: Mapping[fx.Node, fx.Node], folded: Folded = MappingProxyType({})
+    ) -> None:
+        self.graph, self.moved, self.folded = graph, moved, folded
         self.latest: dict[fx.Node, fx.Node] = {}
         self.products: dict[
             fx.Node, fx.Node
@@ -148,6 +162,8 @@ class Rewriter:
                 continue
             with self.insertion(ports[group[0]], before):
                 given |= weight_terms(bound.rule, section, site, self.state, backend)
+                for key, (axes, path) in self.folded.get(application.place, {}).items():
+                    given[key] = Term(axes, self.state(path, "buffer"))
                 for port, at in ports.items():
                     given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
@@ -306,13 +322,13 @@ class Rewriter:
         """The node that reads a new parameter."""
         return self.state(parameter.path)
 
-    def state(self, path: str) -> fx.Node:
-        """The node that reads a parameter: one for the whole graph, in front of all that could use it."""
+    def state(self, path: str, kind: str = "parameter") -> fx.Node:
+        """The node that reads a parameter or a buffer: one for the whole graph, in front of all that could use it."""
         if path not in self.read:
             first = next(node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr"))
             with self.graph.inserting_before(first):
                 node = self.graph.get_attr(path)
-            node.meta[STATE] = "parameter"
+            node.meta[STATE] = kind
             self.read[path] = node
         return self.read[path]
 

@@ -25,7 +25,10 @@ PLAIN_LAWS = {
         tensor, std=s["std"], a=-2 * s["std"], b=2 * s["std"]
     ),
     "uniform": lambda tensor, s: nn.init.uniform_(tensor, s["low"], s["high"]),
-    "kaiming_uniform": lambda tensor, s: nn.init.kaiming_uniform_(tensor, a=s["slope"]),
+    # As a matrix: torch takes all axes but the first for the inputs of a convolution.
+    "kaiming_uniform": lambda tensor, s: nn.init.kaiming_uniform_(
+        tensor.view(-1, tensor.shape[-1]), a=s["slope"]
+    ),
     "xavier_uniform": lambda tensor, _: nn.init.uniform_(
         tensor,
         -math.sqrt(6 / (tensor.shape[0] + tensor.shape[-1])),

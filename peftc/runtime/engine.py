@@ -1,4 +1,7 @@
-"""What a compiled module runs on: looks up a call's program by its signature, captures it on first sight."""
+"""What a compiled module runs on: looks up a call's program by its signature, captures it on first sight.
+
+Longer than most files here: one way through all that a call may meet.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,7 +28,12 @@ from peftc.match.plan import Plan
 from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.quantised import quantised_in
 from peftc.rewrite import bind, rewrite, without_adapters
+from peftc.runtime.folding import Folds
 from peftc.runtime.schedules import Schedules
+
+State = Literal["on", "off", "folded"]
+"""Whether the adapters act in a program; "folded" is on, with what rules fold read instead of computed."""
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Entry:
         emitted: the functions that run it.
         ones: positions of the tensors that must be all ones for `fast` to be run in its stead.
         fast: the same program for such calls, or None.
-        enabled: whether the plan is in it, or it is the model as it came.
+        state: whether the plan is in it, and as what; or it is the model as it came.
     """
 
     program: Program
@@ -47,7 +55,7 @@ class Entry:
     records: tuple[PassRecord, ...] = ()
     ones: tuple[int, ...] = ()
     fast: Entry | None = None
-    enabled: bool = True
+    state: State = "on"
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
@@ -74,6 +82,7 @@ class Engine:
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
         self.schedules = Schedules(plan)
+        self.folds = Folds(root, plan)
         self.enabled = True
         self.inputs_require_grads = False
         self.templates = Templates()
@@ -97,6 +106,7 @@ class Engine:
         copied.parameters, copied.plain = dict(self.parameters), dict(self.plain)
         copied.lengths = dict(self.lengths)
         copied.schedules = copy.deepcopy(self.schedules)
+        copied.folds = Folds(copied.root, self.plan)
         copied.inside = {}
         copied.lock = threading.RLock()
         return copied
@@ -112,10 +122,25 @@ class Engine:
             self.inside[path] = list(module.modules())
         return mode_key(module, self.inside[path])
 
+    def state(self, mode: Key) -> State:
+        """In which state of the adapters a call in this mode runs.
+
+        What rules fold is computed in the call where a gradient may be wanted, and where the call is traced: what
+        a trace keeps would not know that a parameter changed.
+        """
+        if not self.enabled:
+            return "off"
+        plain = mode[0] is False and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not (self.folds and plain):
+            return "on"
+        with self.lock:
+            return "folded" if self.folds.ready() else "on"
+
     def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of the module at `path`."""
         call = read_call(self.parameters[path], args, kwargs, self.lengths)
-        key = (path, self.enabled, self.mode(path, module), call.key)
+        mode = self.mode(path, module)
+        key = (path, self.state(mode), mode, call.key)
         if torch.compiler.is_compiling():
             for number in self.numbers_for_trace(key):
                 if self.entries[number].fits(call.tensors):
@@ -142,8 +167,7 @@ class Engine:
     def numbers_for_trace(self, key: Key) -> tuple[int, ...]:
         """Numbers of the programs of a call that is being traced; captured here and now if it has none yet."""
         if key not in self.programs:
-            path, enabled, *rest = key
-            for other in self.programs.get((path, not enabled, *rest), ()):
+            for other in self.others(key):
                 self.share(key, other)
         entries = self.programs.get(key) or [self.capture(key, example_call(call_of(key[3])))]
         return tuple(self.entries.index(entry) for entry in entries)
@@ -182,25 +206,30 @@ class Engine:
             exact: for these sizes only.
             answers: what data says at its first branches.
         """
-        path, enabled = key[0], key[1]
+        path, state = key[0], key[1]
         with self.lock:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
                     module, call, path, exact=exact, answers=answers, settings=self.passes
                 )
-            after = (path, enabled, self.mode(path, module), key[3])
-            # A first call may write to the config: then both states have this program.
+            after = (path, state, self.mode(path, module), key[3])
+            # A first call may write to the config: then both keys have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
     def shared(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...] = ()) -> Entry | None:
-        """The entry of a call whose program was captured already, with the adapters in the other state."""
-        path, enabled, mode, call = key
+        """The entry of a call whose program was captured already, with the adapters in another state."""
         with self.lock:
-            for other in self.programs.get((path, not enabled, mode, call), ()):
+            for other in self.others(key):
                 if other.fits(tensors) and other.program.answers[: len(answers)] == answers:
                     return self.share(key, other)
         return None
+
+    def others(self, key: Key) -> list[Entry]:
+        """The entries of a call with the adapters in other states, those of each once."""
+        path, state, *rest = key
+        found = [self.programs.get((path, other, *rest), []) for other in STATES if other != state]
+        return next((list(entries) for entries in found if entries), [])
 
     def share(self, key: Key, other: Entry) -> Entry:
         """Another entry's program for the state of the adapters that is in a key."""
@@ -216,7 +245,7 @@ class Engine:
         mode: Key,
     ) -> Entry:
         """Keep a program that was captured from the root, in mode `mode`, before there was an engine."""
-        keys = {("", True, each, call.key) for each in (mode, self.mode("", self.root))}
+        keys = {("", "on", each, call.key) for each in (mode, self.mode("", self.root))}
         with self.lock:
             return self.keep(keys, program, analysis, constants, records)
 
@@ -229,15 +258,15 @@ class Engine:
         records: tuple[PassRecord, ...],
     ) -> Entry:
         """Put the plan into a program, and keep it under its keys."""
-        enabled = next(iter(keys))[1]
+        state = next(iter(keys))[1]
         self.keep_constants(constants)
         for kind, names in program.lengths.items():
             self.lengths[kind] = self.lengths.get(kind, frozenset()) | names
-        entry = self.entry(program, enabled, records, analysis)
+        entry = self.entry(program, state, records, analysis)
         fast = for_ones(program, self.passes)
         if fast is not None:
             positions = tuple(program.inputs.index(name) for name in fast.ones)
-            entry = replace(entry, ones=positions, fast=self.entry(fast, enabled, ()))
+            entry = replace(entry, ones=positions, fast=self.entry(fast, state, ()))
         for key in keys:
             self.programs.setdefault(key, []).append(entry)
         self.entries.append(entry)
@@ -245,29 +274,32 @@ class Engine:
 
     def latest(self, enabled: bool = True) -> Entry:
         """The program captured last, with the plan in it or without."""
+        state: State = "on" if enabled else "off"
         for entry in reversed(self.entries):
-            if entry.enabled == enabled:
+            if entry.state == state:
                 return entry
-        return self.entry(self.entries[-1].program, enabled, ())
+        return self.entry(self.entries[-1].program, state, ())
 
     def entry(
         self,
         program: Program,
-        enabled: bool,
+        state: State,
         records: tuple[PassRecord, ...],
         analysis: Analysis | None = None,
     ) -> Entry:
         """A program with the plan in it, as functions."""
         analysis = analysis or analyse(program.graph, self.root)
-        graph = (
-            rewrite(program.graph, analysis, self.plan, program.root, training=program.training)
-            if enabled
-            else without_adapters(program.graph, self.plan)
-        )
+        if state == "off":
+            graph = without_adapters(program.graph, self.plan)
+        else:
+            folded = self.folds.terms if state == "folded" and self.folds.ready() else {}
+            graph = rewrite(
+                program.graph, analysis, self.plan, program.root, training=program.training, folded=folded
+            )
         bind(graph, quantised_in(self.root))
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, program.root)
-        return Entry(program, analysis, graph, emitted, records, enabled=enabled)
+        return Entry(program, analysis, graph, emitted, records, state=state)
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""

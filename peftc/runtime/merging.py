@@ -78,11 +78,24 @@ def merged_weights(root: nn.Module, plan: Plan) -> Weights:
                 changed[path] = with_part(held, part, application, port)
             for port, name in application.inserted.items():
                 path = next(each.path for each in application.parameters if each.name == name)
-                bias_path = absent_path(application, port)
-                before = changed.get(bias_path)
-                own = weight_at(root, path) + (0 if before is None else own_part_of(before, application))
-                changed[bias_path] = with_bias(root, before, own, application)
+                put_in_zero_one(root, weight_at(root, path), application, port, changed)
     return changed
+
+
+def put_in_zero_one(
+    root: nn.Module, put_in: Tensor, application: Application, port: str, changed: Weights
+) -> None:
+    """Merge a parameter that was put in: into the model's own where there is one, which other parts share."""
+    site = application.site
+    if port in site.weights:
+        path = site.weights[port]
+        held = changed.get(path, weight_at(root, path).detach())
+        changed[path] = with_part(held, wide(own_part_of(held, application)) + put_in, application, port)
+        return
+    path = absent_path(application, port)
+    before = changed.get(path)
+    own = put_in + (0 if before is None else own_part_of(before, application))
+    changed[path] = with_bias(root, before, own, application)
 
 
 def absent_path(application: Application, port: str) -> str:

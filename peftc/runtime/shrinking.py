@@ -13,13 +13,10 @@ from peftc.errors import ShrinkError
 from peftc.lang import Bound, Shrunk
 from peftc.lang.gates import gone
 from peftc.match import Plan, make_plan
-from peftc.match.plan import Application
+from peftc.match.plan import Application, Place
 from peftc.runtime.build import build
 from peftc.runtime.engine import Engine
 from peftc.runtime.merging import plain_model
-
-Place = tuple[str, int, str]
-"""(label, number of the section, id of the site) of an application."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +41,11 @@ def shrunk_module(root: nn.Module) -> nn.Module:
     if not gated:
         named = ", ".join(bound.label for bound in plan.rules)
         raise ShrinkError(f"no rule here has a gate: {named}", hint="a rule file marks one by gate = true")
-    left = {place_of(each): left_of(root, plan, each) for each in plan.applications}
+    left = {each.place: left_of(root, plan, each) for each in plan.applications}
     if all(each.gone for each in left.values()):
         raise ShrinkError("every gate is 0: nothing of the rules would be left")
     bounds = [with_left(bound, left) for bound in plan.rules]
-    bounds = [
-        bound for bound in bounds if any(not left[place_of(each)].gone for each in plan.of(bound.label))
-    ]
+    bounds = [bound for bound in bounds if any(not left[each.place].gone for each in plan.of(bound.label))]
     copied, first = plain_model(root), next(entry for entry in engine.entries if not entry.program.root)
     smaller = make_plan(bounds, first.analysis, copied, budget=2**63)
     made = Engine(copied, smaller, engine.blocks, engine.passes)
@@ -80,11 +75,6 @@ def gates(bound: Bound, number: int) -> list[str]:
 def sections_of(bound: Bound) -> range:
     """The numbers of a rule's sections."""
     return range(len(bound.rule.sections))
-
-
-def place_of(application: Application) -> Place:
-    """What tells an application apart."""
-    return application.rule, application.section, application.site.id
 
 
 def left_of(root: nn.Module, plan: Plan, application: Application) -> Left:
@@ -119,8 +109,8 @@ def carry_over(root: nn.Module, compiled: nn.Module, plan: Plan, left: Mapping[P
     """Put what is left of a module's parameters into the smaller module, with its mode and what trains."""
     kept: dict[str, Tensor] = {path: root.get_parameter(path) for path in plan.trained}
     for application in plan.applications:
-        if not left[place_of(application)].gone:
-            kept |= narrowed(root, application, left[place_of(application)])
+        if not left[application.place].gone:
+            kept |= narrowed(root, application, left[application.place])
     with torch.no_grad():
         for path, parameter in named(compiled):
             if path in kept:

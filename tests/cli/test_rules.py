@@ -110,7 +110,7 @@ def test_check_tells_each_error_and_goes_on(run: Run, tmp_path: Path) -> None:
     code, out, err = run("check", wrong, missing, good)
     assert code == 2
     assert err.splitlines() == [
-        "error R031 wrong.toml, [let] delta, line 24",
+        "error R031 wrong.toml, [let] delta, line 25",
         "  [* d_in] @ [d_out rank]: the right side has no axis 'd_in' to sum over",
         "    scale * (dropout(x, p=drop) @ B @ A)",
         "             ^^^^^^^^^^^^^^^^^^^^^^",
@@ -122,7 +122,7 @@ def test_check_tells_each_error_and_goes_on(run: Run, tmp_path: Path) -> None:
     assert code == 2
     assert [each["proved"] for each in told] == [False, True]
     assert told[0]["code"] == "R031"
-    assert told[0]["where"] == "wrong.toml, [let] delta, line 24"
+    assert told[0]["where"] == "wrong.toml, [let] delta, line 25"
 
 
 def test_what_is_new_holds_as_it_stands(run: Run, tmp_path: Path) -> None:

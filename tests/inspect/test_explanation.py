@@ -25,6 +25,7 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
         ("lora", "lora:q,v"),
         ("prefix", "prefix:5"),
         ("bitfit", "bitfit"),
+        ("layernorm", "layernorm"),
         ("bottleneck", "bottleneck:8"),
         ("mam", "mam(prefix_length=5, bottleneck_size=8)"),
         ("unipelt", "unipelt(lora_rank=4, prefix_length=5, bottleneck_size=8)"),

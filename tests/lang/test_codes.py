@@ -26,6 +26,7 @@ def case(code: str, base: str, *changes: tuple[str, str]) -> Case:
 
 SCALE = 'scale = "alpha / rank"'
 DELTA = 'delta = "scale * (dropout(x, p=drop) @ A @ B)"'
+MADE = 'made = "B @ A"\ndelta = "scale * (dropout(x, p=drop) @ made)"'
 PISSA = (default_library().folders[0] / "pissa.toml").read_text()
 ADALORA = (default_library().folders[0] / "adalora.toml").read_text()
 NF4 = (default_library().folders[0] / "nf4.toml").read_text()
@@ -162,6 +163,16 @@ CASES = [
     case("R046", LORA, ('[options]', 'before = "lora"\n\n[options]')),
     case("R011", LORA, ('"kaiming_uniform"', '"kaimng_uniform(slope=1)"')),
     case("R028", LORA, ('"kaiming_uniform"', '"length(V, axis=\'d_in\')"')),
+    case("R005", LORA, ("format    = 1", "format    = 1\nfold = 3")),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = "delt"')),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = "A"')),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = "delta"')),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = "scale"')),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = ["made", "made"]'), (DELTA, MADE)),
+    case("R065", LORA, ("format    = 1", 'format    = 1\nfold = "made"'),
+                       (DELTA, MADE.replace("B @ A", "W * sum(A, axis='rank')"))),
+    case("R065", PREFIX, ("format    = 1", 'format    = 1\nfold = "k_prefix"'),
+                         ('k_prefix = "P_k"', 'k_prefix = "P_k * keys"')),
     case("R060", LORA, ('"kaiming_uniform"', '"length(W, axis=\'d_out\')"')),
     case("R060", LORA, ('"kaiming_uniform"', '"rename(W, axis=\'d_out\', to=\'rank\')"')),
     case("R060", LORA, ('"kaiming_uniform"', '"2 * rank"')),

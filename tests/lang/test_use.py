@@ -37,6 +37,7 @@ summary = "Two rules at once."
 [options]
 lora_rank     = { default = 4, min = 1, help = "Width of the update." }
 lora_drop     = { default = 0.0, min = 0, max = 1, help = "Dropout on the update's input." }
+lora_lr_ratio = { default = 1.0, min = 0, help = "Learning rate of B over that of A; LoRA+ takes 16." }
 prefix_length = { default = 10, min = 1, help = "How many keys are put in front." }
 prefix_positions.default = "keep"
 prefix_positions.choices = ["keep", "shift"]
@@ -50,7 +51,7 @@ where  = ["lora_rank < d_in", "lora_rank < d_out"]
 
 [parameters]
 lora_A = { axes = "rank=lora_rank d_in",  init = "kaiming_uniform" }
-lora_B = { axes = "d_out rank=lora_rank", init = "zeros" }
+lora_B = { axes = "d_out rank=lora_rank", init = "zeros", lr = "lora_lr_ratio" }
 lora_s = { axes = "d_in", init = "ones" }
 
 [let]
@@ -165,7 +166,7 @@ def test_an_error_shows_what_was_written_and_every_use_of_it(library: Library, t
     with pytest.raises(RuleError) as caught:
         check(read_text(text + ' = { axes = "rank=3 d_in", init = "zeros" }', "outer.toml"), library.rule)
     assert str(caught.value).splitlines() == [
-        "R031 lora.toml, [let] delta, line 24, used by both.toml, use[0], line 5, used by outer.toml, use[0], line 4",
+        "R031 lora.toml, [let] delta, line 25, used by both.toml, use[0], line 5, used by outer.toml, use[0], line 4",
         "  @: the axis 'rank' is 3 long on one side, both_lora_rank on the other",
         "    scale * (dropout(x, p=drop) @ A @ B)",
         "             ^^^^^^^^^^^^^^^^^^^^^^^^^^",
@@ -237,6 +238,8 @@ CASES = [
     case("R052", LORA + 'let.A = "1"'),
     case("R052", LORA + 'let.x = "1"'),
     case("R052", '[[use]]\nrule = "mam"\nmatch.part = "attention"'),
+    case("R065", PREFIX + 'fold = "k_prefx"'),
+    case("R065", PREFIX + 'fold = "k_prefix"\nlet.k_prefix = "k_prefix * k"'),
     case("R005", BOTTLENECK + 'saved = "Count"'),
     case("R035", BOTTLENECK + 'added = "z"'),
     case("R061", BOTTLENECK + 'saved = "count"'),
@@ -250,6 +253,19 @@ CASES = [
     case("R031", COUNT + BOTTLENECK + 'saved = "count"'),
     case("R031", COUNT + BOTTLENECK + 'saved = "count"\nadded = "z"\nrewrite.y = "y + max(z, axis=\'cuont\')"'),
 ]  # fmt: skip
+
+
+def test_what_is_folded_stays_folded_where_it_is_replaced() -> None:
+    assert composite(PREFIX + 'fold = "k_prefix"').fold == ("prefix_k_prefix",)
+    use = PREFIX.replace("prefix", "prefix_mlp")
+    assert composite(use).fold == ("prefix_mlp_prefix_k_prefix", "prefix_mlp_prefix_v_prefix")
+    gated = composite(
+        use + "let.prefix_k_prefix = \"mean(mean(h, axis='seq'), axis='d_model') * prefix_k_prefix\""
+    )
+    assert gated.fold == ("prefix_mlp_prefix_k_prefix_old", "prefix_mlp_prefix_v_prefix")
+    other = composite(use + 'let.prefix_k_prefix = "2 * prefix_P_k"\nparameters.prefix_P_k = '
+                      '{ axes = "kv_heads keys=length head_dim", init = "zeros" }')  # fmt: skip
+    assert other.fold == ("prefix_mlp_prefix_v_prefix",)
 
 
 def refusal(text: str) -> RuleError:

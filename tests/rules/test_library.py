@@ -23,6 +23,7 @@ OPTIONS = {
 """Where the defaults do not fit a tiny model."""
 OTHER_AT_START = {
     "prefix": "its keys are drawn at random",
+    "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",
     "unipelt": "it has a prefix, and gates of it",
     "houlsby": "both maps of its bottlenecks are drawn at random, near 0",

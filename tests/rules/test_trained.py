@@ -1,4 +1,4 @@
-"""Rules that train the model's own parameters (bitfit, full, head): those planned, by plain gradients."""
+"""Rules that train the model's own parameters (bitfit, layernorm, full, head): those planned, by plain gradients."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
 
 import peftc
 from tests.models import bert, llama, padding, tokens
+from tests.zoo import entry, inputs
 
 MAKERS = pytest.mark.parametrize("make", [bert, llama])
 
@@ -147,6 +149,109 @@ def test_bitfit_puts_biases_into_a_model_without_any() -> None:
 def test_bitfit_never_inserts_when_told_so() -> None:
     with pytest.raises(peftc.errors.MatchError):
         peftc.compile(llama(), ["bitfit:q,down(insert='never')"])
+
+
+def fused() -> Any:
+    """A model whose q, k and v share one matrix and one bias."""
+    return entry("gpt2").model(n_layer=1)
+
+
+def test_bitfit_of_one_part_of_a_fused_projection() -> None:
+    model = fused()
+    given = {**inputs(model), "labels": inputs(model)["input_ids"]}
+    compiled: Any = peftc.compile(model, ["bitfit:q"], given, defaults=False)
+    (application,) = compiled.peftc_plan.applications
+    assert "puts in b [32]" in str(peftc.explain(compiled))
+    (own,) = trainable(compiled).values()
+    with torch.no_grad():
+        assert torch.equal(compiled(**given).logits, model(**given).logits)
+        own.copy_(torch.randn(own.shape))
+    reference = copy.deepcopy(model)
+    bias = reference.get_submodule(application.site.path).bias
+    with torch.no_grad():
+        bias[: len(own)] += own
+    got, want = compiled(**given), reference(**given)
+    torch.testing.assert_close(got.logits, want.logits, atol=1e-5, rtol=1e-5)
+    got.loss.backward()
+    want.loss.backward()
+    torch.testing.assert_close(own.grad, bias.grad[: len(own)], atol=1e-6, rtol=1e-5)
+    merged = compiled.merge_and_unload()
+    assert torch.equal(merged.get_submodule(application.site.path).bias, bias)
+    with pytest.raises(peftc.errors.MatchError, match="shared with other parts"):
+        peftc.plan(model, ["bitfit:q(insert=never)"], given, defaults=False)
+
+
+def test_bitfit_of_every_part_of_a_fused_projection_trains_its_bias() -> None:
+    model = fused()
+    given = inputs(model)
+    every = peftc.plan(model, ["bitfit(insert=never)"], given, defaults=False)
+    assert set(every.trained) == {
+        name for name, _ in model.named_parameters() if name.endswith("bias") and "lm_head" not in name
+    }
+    assert not every.new_parameters
+
+
+def test_layernorm_trains_scales_and_shifts() -> None:
+    model = bert()
+    want = {name for name, _ in model.named_parameters() if "LayerNorm" in name}
+    check_training(model, peftc.compile(model, ["layernorm"], call(model), defaults=False), want)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "nemotron", "qwen3"])
+def test_layernorm_finds_scales_that_are_computed(model_type: str) -> None:
+    model = entry(model_type).model()
+    given = {**inputs(model), "labels": inputs(model)["input_ids"]}
+    compiled: Any = peftc.compile(model, ["layernorm"], given, defaults=False)
+    want = {name for name, _ in model.named_parameters() if "norm" in name}
+    assert set(compiled.peftc_plan.trained) == want
+    compiled(**given).loss.backward()
+    plain = copy.deepcopy(model)
+    plain(**given).loss.backward()
+    for name in want:
+        own, other = compiled.get_parameter(name).grad, plain.get_parameter(name).grad
+        assert (own - other).abs().max() <= 1e-5 * max(float(other.abs().max()), 1e-2), name
+
+
+def test_a_computed_scale_cannot_be_read() -> None:
+    rule = {
+        "format": 1, "name": "louder", "summary": "Scales what norms make.", "match": {"role": "norm"},
+        "parameters": {"l": {"axes": "d", "init": "ones"}},
+        "rewrite": {"y": "y * l"}, "merge": {"W": "W * l", "b": "b * l"},
+    }  # fmt: skip
+    model = entry("gemma2").model()
+    with pytest.raises(peftc.errors.NoMatchError, match="computes its W from a parameter"):
+        peftc.plan(model, [peftc.Rule.model_validate(rule)], inputs(model), defaults=False)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # HF PEFT says so of every norm
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [(bert, r".*LayerNorm"), (llama, r".*norm"), (lambda: entry("t5").model(), r".*layer_norm")],
+    ids=["bert", "llama", "t5"],
+)
+def test_layernorm_is_hf_pefts(make: Callable[[], Any], ends: str) -> None:
+    model = make()
+    given = inputs(model) if ends.endswith("layer_norm") else call(model)
+    config = peft.LNTuningConfig(target_modules=ends)
+    theirs: Any = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    compiled: Any = peftc.compile(model, ["layernorm"], given, defaults=False).eval()
+    own = trainable(compiled)
+    others = {
+        name.removeprefix("base_model.model.").replace("ln_tuning_layers.default.", ""): parameter
+        for name, parameter in trainable(theirs).items()
+    }
+    assert set(own) == set(others)
+    for name, parameter in own.items():
+        with torch.no_grad():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+            others[name].copy_(parameter)
+    got, want = compiled(**given).logits, theirs(**given).logits
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(got, model(**given).logits)
+    got.square().mean().backward()
+    want.square().mean().backward()
+    for name, parameter in own.items():
+        torch.testing.assert_close(parameter.grad, others[name].grad, atol=1e-6, rtol=1e-4)
 
 
 def test_a_task_head_trains_by_default_and_the_plan_says_so() -> None:
