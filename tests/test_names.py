@@ -25,7 +25,7 @@ METHOD_NAMES_ALLOWED = {
     "lang/formats.py": "a number format and the method that uses it have one name",
 }
 # Rules whose names are words of English: a sentence may say `full` or `head`.
-METHODS_THAT_ARE_WORDS = {"full", "head", "prefix"}
+METHODS_THAT_ARE_WORDS = {"full", "head", "prefix", "prompt"}
 
 
 def sources() -> list[Path]:

@@ -47,7 +47,8 @@ def index() -> str:
     """The page of all methods."""
     return page(
         "Methods",
-        "Every rule of the library, a page each. How they do on one real task: [league](../league.md).",
+        "Every rule of the library, a page each. How they do on one real task: [league](../league.md). Which to take: "
+        "[choosing](../choosing.md). Which go together: [compositions](../compositions.md).",
         table(
             ("method", "what it does", f"trainable in {BASE}", "merges"),
             (

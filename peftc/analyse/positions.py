@@ -25,22 +25,27 @@ def position_ports(graph: fx.Graph, state: State) -> Iterator[tuple[fx.Node, Por
 
 
 def counts_up(node: Any, state: State) -> bool:
-    """Whether a tensor of whole numbers counts up by one along its longest axis.
+    """Whether a tensor of whole numbers counts up by one along its longest axis."""
+    return first_place(node, state) is not None
+
+
+def first_place(node: Any, state: State) -> int | None:
+    """The number that a tensor of whole numbers counts up from, by one along its longest axis; None if it does not.
 
     It is computed for a small size, with inputs of ones: a mask of ones is one without padding; and of twos: one of
     the two is not the id of the padding. Token ids do not count up, whatever they are made of.
     """
     if not is_tensor(node) or value(node).dtype not in (torch.int64, torch.int32):
-        return False
+        return None
     nodes = set(ancestors(node))
     if len(nodes) > 60 or any(is_call(inner, "linear", "embedding") for inner in nodes):
-        return False
+        return None
     for number in (1, 2):
         try:
             result = evaluate(node, nodes, (2, 7), state, number)
         except Exception:  # noqa: BLE001 - any node may fail outside the trace: that is no evidence
-            return False
+            return None
         long = [axis for axis, size in enumerate(result.shape) if size > 2]
         if len(long) == 1 and result.numel() > 0 and bool((result.diff(dim=long[0]) == 1).all()):
-            return True
-    return False
+            return int(result.flatten()[0])
+    return None

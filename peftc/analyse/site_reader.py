@@ -14,16 +14,20 @@ from peftc.analyse.channels import MOVES, ChannelFlow, rows_of
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.experts import Experts, mixtures
 from peftc.analyse.feedforward import FeedForward, feed_forwards
+from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.norms import norms
-from peftc.analyse.parts import Part, parts_played
-from peftc.analyse.positions import position_ports
+from peftc.analyse.parts import Part, is_crossed, parts_played
+from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
+from peftc.analyse.residuals import Residual, Seed, residuals
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
-from peftc.analyse.tables import table_parts
+from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.analyse.windows import window_of
 from peftc.graphs.reading import (
+    CONSTANT,
     is_call,
     is_parameter,
     is_tensor,
@@ -32,7 +36,7 @@ from peftc.graphs.reading import (
     shape,
     value,
 )
-from peftc.lang.roles import CONV
+from peftc.lang.roles import BOTH, CONV
 
 
 def is_ours(path: str) -> bool:
@@ -81,6 +85,8 @@ class SiteReader:
         self.mixtures = mixtures(graph, self.projections)
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
+        self.windows: dict[object, int] = {}
+        self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
@@ -93,8 +99,10 @@ class SiteReader:
                 yield self.ffn(network)
         for mixture in self.mixtures:
             yield self.mixture(mixture)
+        yield from self.residuals()
         yield from self.norms()
         yield from self.embeddings()
+        yield from self.input_sites()
         yield from self.head_sites()
         yield from self.block_sites()
         yield from self.positions()
@@ -192,8 +200,17 @@ class SiteReader:
         if query is not None:
             ports["h"] = Port("value", query, 0)
             sizes["d_model"] = self.projections[query].d_in
+        mask = node.kwargs.get("attn_mask")
+        if mask not in self.windows:
+            self.windows[mask] = window_of(mask, lambda path: lookup(self.root, path))
         site = Site(
-            "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
+            "attention",
+            "",
+            module_path(node),
+            self.layer(node),
+            sizes,
+            evidence=f"softmax core {node.name}",
+            window=self.windows[mask],
         )
         return site, Use(node, self.with_tokens(ports, "h"))
 
@@ -226,6 +243,54 @@ class SiteReader:
         )
         return site, Use(experts.result, self.with_tokens(ports, "x"))
 
+    def seeds(self) -> Iterator[Seed]:
+        """What attentions and feed-forward networks make."""
+        for core in self.cores:
+            query = core.projection("q")
+            if core.o is not None and query is not None:
+                scope = "cross" if is_crossed(core, self.projections) else ""
+                result = self.projections[core.o].result
+                yield Seed(result, query, "attention", module_path(core.node), scope)
+        for network in self.feed_forwards:
+            down, up = self.projections[network.down], self.projections[network.up]
+            if down.routing is None:
+                path = common_path(module_path(up.node), module_path(down.node))
+                yield Seed(down.result, network.gate or network.up, "ffn", path)
+        for mixture in self.mixtures:
+            path = common_path(module_path(mixture.up), module_path(mixture.result))
+            yield Seed(mixture.result, mixture.reader, "ffn", path)
+
+    def residuals(self) -> Iterator[tuple[Site, Use]]:
+        """Residual sums."""
+        results = {norm.node: norm.result for norm in norms(self.graph)}
+        for found in residuals(self.graph, self.seeds(), results, self.blocks):
+            yield self.residual(found)
+
+    def residual(self, found: Residual) -> tuple[Site, Use]:
+        """The site of one residual sum."""
+        parts = list(dict.fromkeys(seed.part for seed in found.seeds))
+        path = found.seeds[0].path
+        for seed in found.seeds[1:]:
+            path = common_path(path, seed.path)
+        site = Site(
+            "residual",
+            parts[0] if len(parts) == 1 else BOTH,
+            path,
+            self.layer(found.sum),
+            {"d_model": shape(found.sum)[-1], "norms": int(found.norm is not None)},
+            scope=found.seeds[0].scope,
+            evidence=f"{found.sum.name} adds what is made of {found.seeds[0].result.name} to what that is made of",
+        )
+        ports = {
+            "y": Port("operand", found.sum, found.key),
+            "stream": Port("value", found.sum, 1 - found.key),
+        }
+        reads = found.seeds[0].reads
+        ports["x"] = Port("value", reads, self.projections[reads].at if reads in self.projections else 0)
+        if found.norm is not None:
+            ports["normed"] = Port("value", found.norm, since=found.sum)
+        return site, Use(found.sum, self.with_tokens(ports, "x"))
+
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""
         for found in norms(self.graph):
@@ -240,7 +305,7 @@ class SiteReader:
 
     def embeddings(self) -> Iterator[tuple[Site, Use]]:
         """Gathers of a table's rows."""
-        for node, part in table_parts(self.graph, lambda path: lookup(self.root, path)).items():
+        for node, part in self.tables.items():
             table: Any = node.args[0]
             sizes = dict(zip(("vocab", "d_model"), shape(table), strict=True))
             path = self.owner(node, str(table.target))
@@ -254,6 +319,43 @@ class SiteReader:
                 evidence="gather of rows",
             )
             yield site, Use(node, {"ids": Port("value", node, 1), "y": Port("result", node)}, Gather(node))
+
+    def input_sites(self) -> Iterator[tuple[Site, Use]]:
+        """What the model reads."""
+        for found in inputs(self.graph, self.tables, self.cores, self.projections, self.held):
+            table: Any = None if found.gather is None else found.gather.args[0]
+            vocab, weights = (
+                ({}, {}) if table is None else ({"vocab": shape(table)[0]}, {"W": str(table.target)})
+            )
+            places = self.places(found.node)
+            site = Site(
+                "input",
+                found.part,
+                found.path,
+                None,
+                {"d_model": shape(found.node)[-1], **vocab, **({"places": places} if places else {})},
+                weights,
+                scope=found.scope,
+                evidence=GIVEN if table is None else "rows of the tokens' table",
+                factor=found.factor,
+            )
+            yield site, Use(found.node, self.with_tokens({"h": Port("result", found.node)}, "h"))
+
+    def places(self, rows: fx.Node) -> int | None:
+        """For how many tokens in a row there are places in the table whose rows are added to some rows."""
+        met, counts = reached(rows), []
+        for node, part in self.tables.items():
+            if part == "position" and met & reached(node):
+                first = first_place(node.args[1], lambda path: lookup(self.root, path))
+                counts.append(shape(node.args[0])[0] - (first or 0))  # type: ignore[arg-type]
+        return min(counts, default=None)
+
+    def held(self, path: str) -> Tensor:
+        """The tensor at a path, or the small constant of the model's code that a graph has there."""
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target == path and CONSTANT in node.meta:
+                return node.meta[CONSTANT]  # type: ignore[no-any-return]
+        return lookup(self.root, path)
 
     def head_nodes(self) -> Iterator[fx.Node]:
         """Projections outside any block whose product is an output of the model, at most moved, scaled, capped or shifted."""

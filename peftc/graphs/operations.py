@@ -66,18 +66,39 @@ def capped_attention(
     return torch.dropout(weights, dropout_p, dropout_p > 0) @ value
 
 
-def open_mask(mask: Tensor, length: int) -> Tensor:
-    """A mask [... keys] with `length` keys in front that every query sees.
+def full_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Boolean mask [queries keys] that hides nothing."""
+    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+
+
+def in_window(mask: Tensor, length: int, window: int) -> Tensor:
+    """Boolean mask [queries length] of keys in front: True where a query has them among its last `window` keys.
+
+    The last query stands at the last key. Where older keys were thrown away, as they fell out of the window, this
+    puts queries too near to the front; but then every one of them is further from it than the window is wide.
+    """
+    queries, keys = mask.shape[-2:]
+    places = torch.arange(queries, device=mask.device).unsqueeze(1) + (keys - queries)
+    return places - torch.arange(-length, 0, device=mask.device) < window
+
+
+def open_mask(mask: Tensor, length: int, window: int = 0) -> Tensor:
+    """A mask [... queries keys] with `length` keys in front that every query sees, or that has them in its window.
 
     In a mask that is added to scores, they get the largest number of their query's row: 0 where a mask only hides. Where it
     holds biases of positions, softmax takes no notice of what is added to a whole row, and models make use of that (a bias
     may be counted from the last key): a constant in front would be worth more or less as a text grows.
     """
-    if mask.dtype == torch.bool:
+    if mask.dtype == torch.bool and not window:
         return torch.nn.functional.pad(mask, (length, 0), value=True)
+    if mask.dtype == torch.bool:
+        return torch.cat([in_window(mask, length, window).expand(*mask.shape[:-1], length), mask], -1)
     best = mask.amax(-1, keepdim=True)
     best = best.where(best > torch.finfo(mask.dtype).min / 2, 0.0)  # a row that hides every key
-    return torch.cat([best.expand(*mask.shape[:-1], length), mask], -1)
+    best = best.expand(*mask.shape[:-1], length)
+    if window:
+        best = best.where(in_window(mask, length, window), torch.finfo(mask.dtype).min)
+    return torch.cat([best, mask], -1)
 
 
 def filled(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
@@ -135,6 +156,11 @@ def repeat_like(x: Tensor, like: Tensor, missing: tuple[int, ...]) -> Tensor:
     """x with size-1 axes at the positions `missing` repeated to the sizes that `like` has there."""
     sizes = [like.shape[axis] if axis in missing else -1 for axis in range(like.dim())]
     return x.expand(sizes)
+
+
+def repeat_for(x: Tensor, like: Tensor, axis: int) -> Tensor:
+    """x once for each entry of an axis of `like`, along a new first axis."""
+    return x.expand(like.shape[axis], *x.shape)
 
 
 def rms_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
@@ -321,3 +347,58 @@ def grouped_product(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x, (0, more_in))
     made: Tensor = torch.nn.functional.grouped_mm(x, matrices, offs=ends)
     return made[:, : made.shape[1] - more_out] if more_out else made
+
+
+def behind(x: Tensor, count: int, axis: int) -> Tensor:
+    """x without the first so many along an axis."""
+    return x.narrow(axis, count, x.shape[axis] - count)
+
+
+def sampled(x: Tensor, count: int, axis: int) -> Tensor:
+    """So many along an axis, drawn on the CPU; none again before all have been."""
+    rounds = [torch.randperm(x.shape[axis]) for _ in range(-(-count // x.shape[axis]))]
+    return x.index_select(axis, torch.cat(rounds)[:count].to(x.device))
+
+
+def cycled(x: Tensor, count: int, axis: int, over: Tensor | None = None) -> Tensor:
+    """What counts of x along the axes up to `axis`, in a row and repeated to so many: [count …]."""
+    rows = x.flatten(0, axis)
+    if over is not None:
+        rows = rows[over.expand(x.shape[: axis + 1]).flatten() != 0]
+    return rows[torch.arange(count, device=x.device) % rows.shape[0]]
+
+
+def lstm(
+    x: Tensor,
+    step: Tensor,
+    state: Tensor,
+    bias: Tensor,
+    axis: int,
+    reverse: bool,
+) -> Tensor:
+    """The outputs [… out] of a long short-term memory over x [… in], which it reads along `axis`, from zeros."""
+    steps = x.movedim(axis, 0)
+    whole = steps.flatten(1, -2) if steps.dim() > 2 else steps.unsqueeze(1)
+    whole = whole.flip(0) if reverse else whole
+    if torch.compiler.is_compiling():  # which breaks its graph at torch's own
+        out = lstm_steps(whole, step, state, bias)
+    else:
+        zeros = whole.new_zeros(1, whole.shape[1], state.shape[1])
+        weights = [step, state, bias, torch.zeros_like(bias)]
+        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, False, False, False)[0]
+    out = out.flip(0) if reverse else out
+    out = out.unflatten(1, steps.shape[1:-1]) if steps.dim() > 2 else out.squeeze(1)
+    return out.movedim(0, axis)
+
+
+def lstm_steps(x: Tensor, step: Tensor, state: Tensor, bias: Tensor) -> Tensor:
+    """The same over x [steps batch in], written out."""
+    hidden = cell = x.new_zeros(x.shape[1], state.shape[1])
+    taken, outputs = torch.nn.functional.linear(x, step, bias), []
+    for each in taken:
+        gates = each + torch.nn.functional.linear(hidden, state)
+        put, forget, new, shown = gates.chunk(4, -1)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(put) * torch.tanh(new)
+        hidden = torch.sigmoid(shown) * torch.tanh(cell)
+        outputs.append(hidden)
+    return torch.stack(outputs)

@@ -35,6 +35,7 @@ from peftc.lang.document import (
 from peftc.lang.expression import Expression, parse
 from peftc.lang.folding import behind_fold
 from peftc.lang.formats import COMPUTE, FORMATS, Format, Packing, read_packing, register_format
+from peftc.lang.growing import grown_by
 from peftc.lang.initial import LAWS, Initial, Law, read_initial
 from peftc.lang.lengths import Check
 from peftc.lang.library import Library, default_library, load_rule
@@ -126,6 +127,7 @@ __all__ = [
     "counted_by",
     "default_library",
     "flatten",
+    "grown_by",
     "is_on",
     "known_words",
     "lift_problem",

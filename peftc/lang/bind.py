@@ -51,10 +51,10 @@ class Bound:
     """A rule, ready to be matched.
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
-    They choose among the sites of the rule's main section, and of those that act only when they are asked for; any
-    other section under `also` follows its own match. `sites` are other values of options at some of the sites, of any
-    section. `saved` are the adapters that parameters are read from, by what the user calls them (`peftc.lang.saved`).
-    `shrunk` is what was taken out after training.
+    They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
+    they are asked for; any other section under `also` follows its own match. `sites` are other values of options at
+    some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
+    them (`peftc.lang.saved`). `shrunk` is what was taken out after training.
     """
 
     rule: Rule
@@ -90,7 +90,7 @@ class Bound:
 
     def chooses(self, section: Section) -> bool:
         """Whether the user's parts and path choose among the sites of a section."""
-        return section is self.rule or section.asked
+        return section is self.rule or section.asked or section.follows
 
     def wants(self, section: Section) -> bool:
         """Whether the user's parts and path leave a section anything to act on."""
@@ -124,8 +124,8 @@ class Bound:
 
 
 def chosen_roles(rule: Rule) -> tuple[str, ...]:
-    """The roles of a rule's main section, and of those that act when they are asked for."""
-    sections = (rule, *(section for section in rule.also if section.asked))
+    """The roles of a rule's main section, of those that follow it, and of those that act when they are asked for."""
+    sections = (rule, *(section for section in rule.also if section.asked or section.follows))
     return tuple(dict.fromkeys(role for section in sections for role in section.match.role))
 
 

@@ -18,6 +18,7 @@ from peftc.lang.document import Option, Parameter, Rule, Section
 from peftc.lang.expression import Expression, is_name
 from peftc.lang.folding import check_fold
 from peftc.lang.gates import prove_gates
+from peftc.lang.growing import grows_in_front
 from peftc.lang.initial import LAWS, known_initial
 from peftc.lang.lengths import defaults, lengths_of, proving_scope
 from peftc.lang.limits import PROOF, SECTIONS
@@ -329,7 +330,9 @@ class _SectionCheck:
         ports = [port for role in self.section.match.role for port in ROLES[role].ports.values()]
         at_site = sorted({port.name for port in ports} & behind)
         if absent := [
-            port.name for port in ports if port.name in behind and port.optional and port.kind != "weight"
+            port.name
+            for port in ports
+            if port.name in behind and port.optional and port.kind not in ("weight", "value")
         ]:
             raise fault(
                 "R060",
@@ -491,6 +494,15 @@ class _SectionCheck:
                 if length == axis:
                     continue
                 kinds = ROLES[role.role].ports
+                own = dict(zip(role.ports[port], kinds[port].axes, strict=False))
+                grows = own.get(axis) == ROLES[role.role].grows and grows_in_front(length, axis)
+                if kinds[port].kind == "result" and not grows:
+                    roles = " and ".join(name for name, each in ROLES.items() if each.grows)
+                    raise fault(
+                        "R074", self._place("rewrite", port),
+                        f"{axis!r} becomes {length} long at {port}, whose users want it as it was",
+                        text=self.section.rewrite[port], hint=f"rows can be put in front of a result of {roles}",
+                    )  # fmt: skip
                 sharing = [
                     name for name, axes in role.ports.items() if axis in axes and kinds[name].kind != "value"
                 ]

@@ -74,6 +74,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         # saved adapters: RuleCheckError
         "R061": "What is read of saved adapters cannot be stacked.",
         "R062": "What a used rule adds to its port cannot be told.",
+        # growing inputs: RuleCheckError
+        "R074": "A result gets longer where nothing makes room for it.",
         # gates: RuleCheckError
         "R063": "Something is left where a gate is 0.",
         "R064": "A factor on the learning rate that is none.",

@@ -248,6 +248,11 @@ class Section(Data):
         description="Whether this section acts only where the user names a part of its roles, or a path; a composite "
         "that uses the rule does without it.",
     )
+    follows: bool = Field(
+        default=False,
+        description="Whether the parts and the path that the user names choose among its sites too, as they do among "
+        "the first section's.",
+    )
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Tensors that are made at each site, by name."
     )

@@ -37,6 +37,7 @@ class Draft:
     quantise: dict[str, tuple[Quantise, Place]] = field(default_factory=dict)
     required: bool = False
     asked: bool = False
+    follows: bool = False
     fold: tuple[str, ...] = ()
     places: dict[tuple[Key, ...], Place] = field(default_factory=dict)
 
@@ -108,6 +109,8 @@ class Draft:
             held["required"] = True
         if self.asked:
             held["asked"] = True
+        if self.follows:
+            held["follows"] = True
         if self.fold:
             held["fold"] = self.fold
         for table, lines in (("let", self.let), ("rewrite", self.rewrite), ("merge", self.merge)):
@@ -173,6 +176,7 @@ def draft_of(rule: Rule, section: Section) -> Draft:
         {port: (told, at("quantise", port)) for port, told in section.quantise.items()},
         section.required,
         section.asked,
+        section.follows,
         section.fold,
         places,
     )

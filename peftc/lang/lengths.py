@@ -11,7 +11,7 @@ from peftc.lang.limits import LENGTH_NAME
 from peftc.lang.operations import Lengths, Operation
 from peftc.lang.scope import Scope
 from peftc.lang.signature import Signature
-from peftc.lang.sizes import canonical, names_of
+from peftc.lang.sizes import canonical, names_of, times
 from peftc.lang.walk import Sign
 
 
@@ -35,7 +35,7 @@ class Check:
     ) -> object:
         """The lengths of the operands; an operation that makes an axis longer adds them up."""
         longer = str(settings[operation.longer]) if operation.longer else ""
-        values = [term for term in terms if not term.is_constant]
+        values = [term for term in terms if not term.is_constant] if operation.meets else []
         lengths: Lengths = {}
         for value in values:  # axes that are summed are compared too
             every = (*axes, *lengths, *value.axes)
@@ -44,7 +44,7 @@ class Check:
         if longer:
             # What is in front is told first: a number is a count of new keys, which always go in front.
             in_front = sorted(terms, key=lambda term: not term.is_constant)
-            lengths[longer] = "+".join(_length(term, longer) for term in in_front)
+            lengths[longer] = _sum([_length(term, longer) for term in in_front])
             if (
                 len(lengths[longer]) > LENGTH_NAME
             ):  # joined to itself again and again it would fill the memory
@@ -59,6 +59,13 @@ class Check:
                     f"{said}: the axis {axis!r} is {one[axis]} long on one side, {other[axis]} on the other"
                 )
         return {axis: length for axis, length in {**one, **other}.items() if axis in axes}
+
+
+def _sum(pieces: list[str]) -> str:
+    """What pieces in a row are long; equal ones are counted, so that the whole can be the size of a parameter."""
+    if len(set(pieces)) == 1 and "+" not in pieces[0]:
+        return times(str(len(pieces)), pieces[0])
+    return "+".join(pieces)
 
 
 def lengths_of(term: Term) -> Lengths:

@@ -42,6 +42,23 @@ def joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
     return second
 
 
+def repeats(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the one that is named in front, unless they have it."""
+    axis = has(terms[1].axes, settings["axis"])
+    axes = terms[0].axes
+    if axis in axes:
+        return axes
+    if ANY in axes:
+        raise AxesError(f"{show(axes)} cannot be repeated: name the axes that {ANY} stands for")
+    return (axis, *axes)
+
+
+def repeat_lengths(terms: tuple[Term, ...], settings: Settings, _lengths: Lengths) -> Lengths:
+    axis, axes = str(settings["axis"]), terms[0].axes
+    own = {name: length_of(terms[0], name) for name in axes}
+    return own if axis in axes else {axis: length_of(terms[1], axis), **own}
+
+
 def keeps_over(terms: tuple[Term, ...], settings: Settings) -> Axes:
     """The axes as they are; what it is taken over has the axis that is named, and none that the value lacks."""
     drops_over(terms, settings)
@@ -280,3 +297,36 @@ def right(terms: tuple[Term, ...], settings: Settings) -> Axes:
 def counted_length(terms: tuple[Term, ...], settings: Settings, lengths: Lengths) -> Lengths:
     """The length of the new axis is what is counted."""
     return {**lengths, str(settings["axis"]): counted(terms[1])}
+
+
+def runs_on(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axis that is named and those behind it; over those in front of it, it runs on."""
+    axes = named(terms[0].axes)
+    axis = has(axes, settings["axis"])
+    counted(terms[1])
+    if len(terms) > 2 and axis not in terms[2].axes:
+        raise AxesError(f"{show(terms[2].axes)} has no axis {axis!r}")
+    if len(terms) > 2 and (lacking := [name for name in terms[2].axes if name not in axes]):
+        raise AxesError(f"{show(axes)} has no {', '.join(lacking)}, over which it is taken")
+    return axes[axes.index(axis) :]
+
+
+def recurs(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes of x, the last one replaced by the last of `state`: those of the weights are the gates and these two."""
+    x, step, state, bias = (named(term.axes) for term in terms)
+    axis = has(x, settings["axis"])
+    if len(step) != 2 or len(state) != 2 or len(bias) != 1 or not step[0] == state[0] == bias[0]:
+        raise AxesError(
+            f"{show(step)}, {show(state)} and {show(bias)} must be [gates in], [gates out] and [gates]"
+        )
+    if x[-1] != step[1] or x[-1] == axis:
+        raise AxesError(f"{show(x)} does not end in {step[1]!r}, which {show(step)} takes in at each step")
+    return (*x[:-1], *new((*x[:-1], step[0]), state[1]))
+
+
+def recurring_lengths(terms: tuple[Term, ...], _settings: Settings, lengths: Lengths) -> Lengths:
+    gates, out = terms[2].axes
+    have, want = length_of(terms[2], gates), times("4", length_of(terms[2], out))
+    if have != want:
+        raise AxesError(f"the axis {gates!r} is {have} long, four gates of {out!r} are {want}")
+    return {**lengths, out: length_of(terms[2], out)}

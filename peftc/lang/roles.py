@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,6 +28,7 @@ class Port:
     """A value or an operand at a site, with its default axes. An optional port is absent at some sites.
 
     `neutral` is the number that an absent weight counts as; without one, a rule that reads it leaves the site out.
+    `counted` is a number of the role that is 0 at sites without the port, which a rule that reads it leaves out.
     """
 
     name: str
@@ -36,16 +37,23 @@ class Port:
     doc: str
     optional: bool = False
     neutral: float | None = None
+    counted: str = ""
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a part of a model can be. A role without parts is chosen by its own name."""
+    """What a part of a model can be. A role without parts is chosen by its own name.
+
+    `numbers` are what conditions and expressions can read of a site besides the sizes of its axes: name → meaning.
+    `grows` is the axis along which a rewrite may put something in front of its result.
+    """
 
     name: str
     doc: str
     ports: Mapping[str, Port]
     parts: tuple[str, ...] = ()
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    grows: str = ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -54,14 +62,24 @@ class Role:
         return (*(self.parts or (self.name,)), *groups)
 
 
-def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = ()) -> Role:
-    return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts)
+def _role(
+    name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), grows: str = "", **numbers: str
+) -> Role:
+    held = MappingProxyType({port.name: port for port in ports})
+    return Role(name, doc, held, parts, MappingProxyType(numbers), grows)
 
 
 def _port(
-    name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False, neutral: float | None = None
+    name: str,
+    kind: PortKind,
+    axes: str,
+    doc: str,
+    *,
+    optional: bool = False,
+    neutral: float | None = None,
+    counted: str = "",
 ) -> Port:
-    return Port(name, kind, read_axes(axes), doc, optional, neutral)
+    return Port(name, kind, read_axes(axes), doc, optional, neutral, counted)
 
 
 OTHER = "other"
@@ -69,6 +87,9 @@ OTHER = "other"
 
 CONV = "conv"
 """The part of a linear site that is a convolution: a matrix times all that it reads for one place."""
+
+BOTH = "both"
+"""The part of a residual that adds what an attention and a feed-forward network make side by side."""
 
 _LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", CONV, OTHER)
 
@@ -140,6 +161,26 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _TOKENS,
             ),
             _role(
+                "residual",
+                "A residual sum: what an attention (`attention`), a feed-forward network (`ffn`), or both side by side "
+                "(`both`) make is added to what they were computed from.",
+                _port("x", "value", "* d_model", "What goes into the first products."),
+                _port("y", "operand", "* d_model", "What is added to the stream."),
+                _port("stream", "value", "* d_model", "What it is added to."),
+                _port(
+                    "normed",
+                    "value",
+                    "* d_model",
+                    "What the block's own norm makes of the sum, where one takes it, as in post-norm blocks: of what "
+                    "`y` is before it is rewritten.",
+                    optional=True,
+                    counted="norms",
+                ),
+                _TOKENS,
+                parts=("attention", "ffn", BOTH),
+                norms="1 where a norm of the block takes the sum, and nothing else does; else 0.",
+            ),
+            _role(
                 "norm",
                 "A normalisation with its scale, and a shift where it has one.",
                 _port("x", "operand", "* d", "What is normalised."),
@@ -155,6 +196,19 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("y", "result", "* d_model", "The rows."),
                 _port("W", "weight", "vocab d_model", "The table."),
                 parts=("embedding", "position", "table"),
+            ),
+            _role(
+                "input",
+                "What a model reads: its embedded tokens, with what scales them, before places and types are added. A "
+                "rewrite may put rows in front; what comes with the tokens then grows too. Of a model with an encoder "
+                "and a decoder, the encoder's is `source` and the decoder's `target`; of any other it is `source`.",
+                _port("h", "result", "batch seq d_model", "The embedded tokens."),
+                _port(
+                    "W", "weight", "vocab d_model", "The table, as its rows come out: scaled where they are."
+                ),
+                _TOKENS,
+                parts=("source", "target"),
+                grows="seq",
             ),
             _role(
                 "head",

@@ -27,9 +27,14 @@ from peftc.lang.results import (
     picks,
     product,
     product_lengths,
+    recurring_lengths,
+    recurs,
     renamed_length,
     renames,
+    repeat_lengths,
+    repeats,
     right,
+    runs_on,
     same,
     skew_lengths,
     skews,
@@ -270,6 +275,40 @@ def _define() -> None:
             lengths=first_lengths,
         ),
         Operation(
+            "sampled",
+            "So many along an axis, drawn at random each time; none is drawn again before all have been.",
+            (("x", "value"), ("count", "number")),
+            keeps_some,
+            "peftc.sampled",
+            {"axis": AXIS},
+            lengths=first_lengths,
+        ),
+        Operation(
+            "cycled",
+            "So many along an axis, over and over again: of the first on the axes in front, then of the second, and so "
+            "on, and from the start; `over` says with 1 and 0 what counts.",
+            (("x", "value"), ("count", "number")),
+            runs_on,
+            "peftc.cycled",
+            {"axis": AXIS},
+            optional=("over",),
+            lengths=first_lengths,
+        ),
+        Operation(
+            "lstm",
+            "The outputs of a long short-term memory that reads x step by step along an axis, its last one in each step, "
+            "from zeros. Its four gates (input, forget, cell, output) stand one behind the other in the rows of `step`, "
+            "which takes x in, of `state`, which takes in its own last output, and of `bias`.",
+            (("x", "value"), ("step", "value"), ("state", "value"), ("bias", "value")),
+            recurs,
+            "peftc.lstm",
+            {
+                "axis": AXIS,
+                "reverse": Setting("flag", "Whether it reads from the end to the start.", default=False),
+            },
+            lengths=recurring_lengths,
+        ),
+        Operation(
             "gram",
             "The inner products of the slices along an axis with each other.",
             _ONE,
@@ -352,12 +391,31 @@ def _define() -> None:
             longer="axis",
         ),
         Operation(
+            "repeat",
+            "x once for each of an axis of `like`, as it is where it has the axis.",
+            (("x", "value"), ("like", "value")),
+            repeats,
+            "peftc.repeat",
+            {"axis": AXIS},
+            lengths=repeat_lengths,
+            meets=False,
+        ),
+        Operation(
             "see_prefix",
             "A mask opened for so many keys in front; an absent mask stays absent.",
             (("mask", "value"), ("length", "number")),
             keeps,
             "peftc.see_prefix",
-            {"axis": Setting("axis", "The mask's axis of keys.", default="keys")},
+            {
+                "axis": Setting("axis", "The mask's axis of keys.", default="keys"),
+                "visible": Setting(
+                    "choice",
+                    "always: every query sees the new keys; window: in attention with a sliding window, they stand "
+                    "at the places before the first key, and fall out of the window as others do.",
+                    default="always",
+                    choices=("always", "window"),
+                ),
+            },
             longer="axis",
         ),
     ):

@@ -155,7 +155,11 @@ class Matcher:
             if needed and not self.applied(bound, number):
                 raise self.nothing(bound, number)
         if required and len(self.applications) == before:
-            wanted = (number for number, each in enumerate(bound.rule.sections) if bound.wants(each))
+            wanted = (
+                number
+                for number, each in enumerate(bound.rule.sections)
+                if bound.wants(each) and is_on(bound.rule, each, bound.options)
+            )
             raise self.nothing(bound, next(wanted, 0))
         refuse_idle_globs(
             bound,

@@ -61,7 +61,12 @@ class GraphBackend:
         graph: where nodes go.
         name: prefix of new nodes' names.
         meta: what every new node carries.
+
+    Attributes:
+        window: that of the attention around, if it has one.
     """
+
+    window = 0
 
     def __init__(self, graph: fx.Graph, name: str, meta: Mapping[str, Any]) -> None:
         self.graph, self.prefix, self.meta = graph, name, meta
@@ -256,6 +261,21 @@ class GraphBackend:
         """The first along an axis."""
         return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)
 
+    def lower_sampled(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """Some along an axis, at random."""
+        return self.make(operations.sampled, terms[0].held, terms[1].held, self.place(terms[0], settings))
+
+    def lower_cycled(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """All along an axis that count, over and over again."""
+        axis = terms[0].axes.index(str(settings["axis"]))
+        over = None if len(terms) == 2 else self.align(terms[2], terms[0].axes[: axis + 1])
+        return self.make(operations.cycled, terms[0].held, terms[1].held, axis, over)
+
+    def lower_lstm(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One layer in one direction."""
+        held = [term.held for term in terms]
+        return self.make(operations.lstm, *held, self.place(terms[0], settings), bool(settings["reverse"]))
+
     def lower_svd_u(self, terms: Terms, _: Settings, __: Axes) -> object:
         """Left singular vectors."""
         return self.make(operations.svd_u, terms[0].held, terms[1].held)
@@ -316,14 +336,27 @@ class GraphBackend:
             held = self.make(operations.repeat_like, held, second.held, missing)
         return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
 
-    def lower_see_prefix(self, terms: Terms, _: Settings, __: Axes) -> object:
-        """A mask with keys in front that all queries see. An absent one stays so, unless it means causal."""
+    def lower_repeat(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One axis more."""
+        term, like = terms
+        axis = str(settings["axis"])
+        if axis in term.axes:
+            return term.held
+        return self.make(operations.repeat_for, term.held, like.held, like.axes.index(axis))
+
+    def lower_see_prefix(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """A mask with keys in front that all queries see, or those that have them in their window.
+
+        An absent one stays so, unless it means causal or there is a window.
+        """
         mask, length = terms[0].held, cast(int, terms[1].held)
+        window = (self.window,) if settings["visible"] == "window" and self.window else ()
         if isinstance(mask, AbsentMask):
-            if not mask.causal:
+            if not (mask.causal or window):
                 return mask
-            mask = self.make(operations.causal_mask, mask.query, mask.key)
-        return self.make(operations.open_mask, mask, length)
+            make = operations.causal_mask if mask.causal else operations.full_mask
+            mask = self.make(make, mask.query, mask.key)
+        return self.make(operations.open_mask, mask, length, *window)
 
     def place(self, term: Term, settings: Mapping[str, Constant]) -> int:
         """Position of the axis that a setting names, from the end."""

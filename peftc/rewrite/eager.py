@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,7 @@ def weight_terms(
         if port in site.weights:
             weight = laid_out(site, port, read(site.weights[port]), backend)
             part = own_part(site, weight, site.axes(port), backend)
+            part = part if site.factor == 1 else backend.make(operator.mul, part, site.factor)
             held = Term(stored_axes(section, site, port), part)
             # In the role's order, as when the rule was proved: some operations ask which axis is the last.
             given[port] = Term(own, backend.align(held, own))

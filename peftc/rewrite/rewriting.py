@@ -11,18 +11,33 @@ from typing import Any, TypeAlias
 from torch import fx
 from torch.nn import functional
 
-from peftc.analyse import Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
+from peftc.analyse import (
+    GIVEN,
+    Analysis,
+    Convolution,
+    Form,
+    Gather,
+    Located,
+    Port,
+    Routing,
+    Site,
+    Use,
+    between,
+)
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
-from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack
+from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
+from peftc.lang.scope import expressions
+from peftc.match.growing import rows_of
 from peftc.match.plan import Application, NewParameter, Place, Plan
 from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import laid_out, own_part, weight_terms
 from peftc.rewrite.forms import backend_for
+from peftc.rewrite.growing import cut_outputs, take_out
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -39,6 +54,7 @@ def rewrite(
     root: str = "",
     *,
     training: bool = False,
+    continued: bool = False,
     folded: Folded = MappingProxyType({}),
 ) -> fx.Graph:
     """A copy of `graph` with every application of the plan that it has a place for.
@@ -47,6 +63,7 @@ def rewrite(
         graph, analysis: a normalised graph and its sites.
         root: path of the module that the graph was captured from.
         training: whether what rules add to the loss is added to the one that the graph gives back.
+        continued: whether a cache comes in: no rows are put in front of what is read to go on from it.
         folded: bindings to read instead of computing them.
 
     Raises:
@@ -54,12 +71,24 @@ def rewrite(
     """
     copied, moved = copy_graph(graph)
     rewriter = Rewriter(copied, moved, folded)
+    places: list[tuple[Application, Located]] = []
+    room: dict[str, tuple[Located, int]] = {}
     for application in plan.applications:
         if not plan.section(application).rewrite and not application.inserted:
             continue
         located = locate(analysis, application, root)
-        if located is not None:
-            rewriter.apply(plan.bound(application.rule), plan.section(application), application, located)
+        if located is None:
+            continue
+        if rows := rows_of(plan, application):
+            if continued and application.site.scope != "encoder":
+                continue
+            _, before = room.get(application.site.id, (located, 0))
+            room[application.site.id] = (located, before + rows)
+        places.append((application, located))
+    for located, count in room.values():
+        rewriter.make_room(located, count, cut=not root and located.site.scope != "encoder")
+    for application, located in places:
+        rewriter.apply(plan.bound(application.rule), plan.section(application), application, located)
     rewriter.drop_dead_parameters()
     if training and not root:
         add_losses(copied, plan)
@@ -88,6 +117,8 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     found = analysis.find(site.id, site.role)
     if found is not None and own_name(found.site) == own_name(site):
         return found
+    if ROLES[site.role].grows:
+        return located_input(analysis, site, root)
     if site.role == "embedding":  # which part it is, a call may tell more or less of
         for located in analysis.located:
             same = (located.site.role, located.site.path) == (site.role, site.path)
@@ -113,6 +144,20 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
     return None
 
 
+def located_input(analysis: Analysis, site: Site, root: str) -> Located | None:
+    """Where a graph has an input: by its path, whichever part a call tells it to be; or given by the call itself."""
+    there = [located for located in analysis.located if located.site.role == site.role]
+    for located in there:
+        if located.site.path == site.path and GIVEN not in (located.site.evidence, site.evidence):
+            return Located(site, located.uses)
+    inside = not root or site.path == root or site.path.startswith(f"{root}.")
+    for located in there:
+        alike = located.site.part == site.part or (root and len(there) == 1)
+        if inside and alike and GIVEN in (located.site.evidence, site.evidence):
+            return Located(site, located.uses)
+    return None
+
+
 def own_name(site: Site) -> str:
     """What a site's module calls its weight; a tied one has other paths in other programs."""
     return site.weights.get("W", "").rpartition(".")[2]
@@ -133,6 +178,16 @@ class Rewriter:
             tuple[fx.Node, object], Any
         ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
+        self.rooms: dict[fx.Node, fx.Node] = {}  # what a model reads → the same without the rows of the room
+
+    def make_room(self, located: Located, count: int, *, cut: bool) -> None:
+        """Let an input have so many rows in front, which rules are to put there; and cut the outputs, if asked to."""
+        for use in located.uses:
+            rows = self.moved[use.anchor]
+            if cut:
+                cut_outputs(self.graph, count, located.site, shape(use.anchor)[1])
+                cut = False
+            self.rooms[rows] = take_out(self.graph, rows, count, located.site)
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
         """Put one section in at every use of its site."""
@@ -147,7 +202,10 @@ class Rewriter:
         meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
         backend = backend_for(self.graph, name, meta, site, self.form(use))
         told = signature(section, site.role, site.stack)
-        ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
+        ports = {port: self.in_copy(at) for port, at in use.ports.items()}
+        read = {name for expression in expressions(bound.rule, section).values() for name in expression.names}
+        if ROLES[site.role].grows:
+            ports = {port: replace(at, node=self.rooms.get(at.node, at.node)) for port, at in ports.items()}
         given: dict[str, Term] = {}
         parameters = {parameter.name: parameter for parameter in application.parameters}
 
@@ -165,7 +223,8 @@ class Rewriter:
                 for key, (axes, path) in self.folded.get(application.place, {}).items():
                     given[key] = Term(axes, self.state(path, "buffer"))
                 for port, at in ports.items():
-                    given[port] = Term(told.ports[port], self.value(port, at, use, backend))
+                    if at.since is None or port in read:
+                        given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
                 scope = Scope(
@@ -186,6 +245,10 @@ class Rewriter:
                     self.write(port, ports[port], node, use, backend, own)
         for key in application.inserted.values():
             self.insert_bias(ports["y"], parameters[key], use, backend)
+
+    def in_copy(self, at: Port) -> Port:
+        """A port in the nodes of this graph."""
+        return Port(at.kind, self.moved[at.node], at.key, None if at.since is None else self.moved[at.since])
 
     def form(self, use: Use) -> Form:
         """How the values of a use are held, in the nodes of this graph."""
@@ -221,6 +284,8 @@ class Rewriter:
             if use.rows is not None:
                 return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
+        if at.since is not None:
+            return self.computed_anew(at.since, at.node, backend)
         if port == "x" and (at.node, use.rows) in self.inputs:
             return self.inputs[at.node, use.rows]
         source = at.source
@@ -231,9 +296,18 @@ class Rewriter:
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
         return backend.held(port, source)
 
+    def computed_anew(self, first: fx.Node, last: fx.Node, backend: GraphBackend) -> fx.Node:
+        """What is from one node to another, once more, with what the first reads now."""
+        new: dict[fx.Node, fx.Node] = {}
+        for node in between(first, last):
+            made = self.graph.node_copy(node, lambda source: new.get(source, source))
+            made.meta.update(backend.meta)
+            new[node] = made
+        return new[last]
+
     def all_tokens(self, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
         """What says that every token is real, where a call tells nothing of padding."""
-        like = next(ports[port].source for port in ("h", "x", "q") if port in ports)
+        like = next(ports[port].source for port in ("h", "x", "q", "y") if port in ports)
         return backend.make(operations.all_tokens, like)
 
     def write(

@@ -19,7 +19,16 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.normalise import for_ones
-from peftc.capture.signature import Call, Key, Parameters, call_of, example_call, mode_key, read_call
+from peftc.capture.signature import (
+    Call,
+    Key,
+    Parameters,
+    by_name,
+    call_of,
+    example_call,
+    mode_key,
+    read_call,
+)
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
@@ -29,6 +38,7 @@ from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.quantised import quantised_in
 from peftc.rewrite import bind, rewrite, without_adapters
 from peftc.runtime.folding import Folds
+from peftc.runtime.growth import growth_of
 from peftc.runtime.schedules import Schedules
 
 State = Literal["on", "off", "folded"]
@@ -46,6 +56,7 @@ class Entry:
         ones: positions of the tensors that must be all ones for `fast` to be run in its stead.
         fast: the same program for such calls, or None.
         state: whether the plan is in it, and as what; or it is the model as it came.
+        continued: whether it goes on from a cache, and puts no rows in front of the input.
     """
 
     program: Program
@@ -56,6 +67,7 @@ class Entry:
     ones: tuple[int, ...] = ()
     fast: Entry | None = None
     state: State = "on"
+    continued: bool = False
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
@@ -82,6 +94,7 @@ class Engine:
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
         self.schedules = Schedules(plan)
+        self.growth = growth_of(plan, root)
         self.folds = Folds(root, plan)
         self.enabled = True
         self.inputs_require_grads = False
@@ -138,9 +151,13 @@ class Engine:
 
     def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of the module at `path`."""
-        call = read_call(self.parameters[path], args, kwargs, self.lengths)
-        mode = self.mode(path, module)
-        key = (path, self.state(mode), mode, call.key)
+        parameters, mode, continued = self.parameters[path], self.mode(path, module), False
+        if self.enabled and self.growth:
+            arguments = by_name(parameters, args, kwargs)
+            kwargs, continued = self.growth.grow(path, parameters.names, arguments)
+            args = ()
+        call = read_call(parameters, args, kwargs, self.lengths)
+        key = (path, self.state(mode), mode, call.key, continued)
         if torch.compiler.is_compiling():
             for number in self.numbers_for_trace(key):
                 if self.entries[number].fits(call.tensors):
@@ -213,7 +230,7 @@ class Engine:
                 program, constants, records = capture(
                     module, call, path, exact=exact, answers=answers, settings=self.passes
                 )
-            after = (path, state, self.mode(path, module), key[3])
+            after = (path, state, self.mode(path, module), *key[3:])
             # A first call may write to the config: then both keys have this program.
             return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
 
@@ -227,8 +244,13 @@ class Engine:
 
     def others(self, key: Key) -> list[Entry]:
         """The entries of a call with the adapters in other states, those of each once."""
-        path, state, *rest = key
-        found = [self.programs.get((path, other, *rest), []) for other in STATES if other != state]
+        path, own, mode, call, continued = key
+        states = [(state, goes_on) for state in STATES for goes_on in (continued, not continued)]
+        found = [
+            self.programs.get((path, state, mode, call, goes_on), [])
+            for state, goes_on in states
+            if (state, goes_on) != (own, continued)
+        ]
         return next((list(entries) for entries in found if entries), [])
 
     def share(self, key: Key, other: Entry) -> Entry:
@@ -245,7 +267,7 @@ class Engine:
         mode: Key,
     ) -> Entry:
         """Keep a program that was captured from the root, in mode `mode`, before there was an engine."""
-        keys = {("", "on", each, call.key) for each in (mode, self.mode("", self.root))}
+        keys = {("", "on", each, call.key, False) for each in (mode, self.mode("", self.root))}
         with self.lock:
             return self.keep(keys, program, analysis, constants, records)
 
@@ -258,15 +280,15 @@ class Engine:
         records: tuple[PassRecord, ...],
     ) -> Entry:
         """Put the plan into a program, and keep it under its keys."""
-        state = next(iter(keys))[1]
+        _, state, _, _, continued = next(iter(keys))
         self.keep_constants(constants)
         for kind, names in program.lengths.items():
             self.lengths[kind] = self.lengths.get(kind, frozenset()) | names
-        entry = self.entry(program, state, records, analysis)
+        entry = self.entry(program, state, records, analysis, continued=continued)
         fast = for_ones(program, self.passes)
         if fast is not None:
             positions = tuple(program.inputs.index(name) for name in fast.ones)
-            entry = replace(entry, ones=positions, fast=self.entry(fast, state, ()))
+            entry = replace(entry, ones=positions, fast=self.entry(fast, state, (), continued=continued))
         for key in keys:
             self.programs.setdefault(key, []).append(entry)
         self.entries.append(entry)
@@ -276,7 +298,7 @@ class Engine:
         """The program captured last, with the plan in it or without."""
         state: State = "on" if enabled else "off"
         for entry in reversed(self.entries):
-            if entry.state == state:
+            if entry.state == state and not entry.continued:
                 return entry
         return self.entry(self.entries[-1].program, state, ())
 
@@ -286,6 +308,8 @@ class Engine:
         state: State,
         records: tuple[PassRecord, ...],
         analysis: Analysis | None = None,
+        *,
+        continued: bool = False,
     ) -> Entry:
         """A program with the plan in it, as functions."""
         analysis = analysis or analyse(program.graph, self.root)
@@ -294,12 +318,18 @@ class Engine:
         else:
             folded = self.folds.terms if state == "folded" and self.folds.ready() else {}
             graph = rewrite(
-                program.graph, analysis, self.plan, program.root, training=program.training, folded=folded
+                program.graph,
+                analysis,
+                self.plan,
+                program.root,
+                training=program.training,
+                continued=continued,
+                folded=folded,
             )
         bind(graph, quantised_in(self.root))
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, program.root)
-        return Entry(program, analysis, graph, emitted, records, state=state)
+        return Entry(program, analysis, graph, emitted, records, state=state, continued=continued)
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +14,7 @@ from peftc.capture import capture
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.signature import Parameters, example_call, read_call
 from peftc.errors import CaptureError, MatchError
+from peftc.graphs import operations
 from peftc.graphs.program import Program, copy_graph
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.match.plan import Application, NewParameter, Plan
@@ -23,6 +24,7 @@ from peftc.rewrite import bind
 from peftc.rewrite.eager import EagerBackend, weight_terms
 from peftc.runtime.stacked import SavedTensors, stacked
 
+TOKENS = "tokens"
 HINT = "give data of more rows or longer texts"
 
 Recorded = Mapping[tuple[str, str], Mapping[str, Tensor]]
@@ -60,6 +62,9 @@ class Starting:
         )
         for port, tensor in self.recorded.get((site.role, site.id), {}).items():
             given[port] = Term(told.ports[port], wide(tensor))
+        if TOKENS in parameter.data and TOKENS not in given:  # a call that tells nothing of padding has none
+            like = next(given[port].held for port in parameter.data if port in given)
+            given[TOKENS] = Term(told.ports[TOKENS], operations.all_tokens(cast("Tensor", like)))
         own = {each.name: each for each in application.parameters}
 
         def read(name: str, _: Parameter, __: tuple[int, ...]) -> Term:
@@ -132,7 +137,8 @@ def record(
     for application, parameter in needed:
         for port in parameter.data:
             key = (application.site.role, application.site.id, port)
-            wanted[key] = node_of(analysis, application, parameter, port)
+            if (node := node_of(analysis, application, parameter, port)) is not None:
+                wanted[key] = node
     tensors = run(model, program, constants, tuple(wanted.values()), call.tensors)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for (role, site, port), tensor in zip(wanted, tensors, strict=True):
@@ -140,11 +146,15 @@ def record(
     return found
 
 
-def node_of(analysis: Analysis, application: Application, parameter: NewParameter, port: str) -> fx.Node:
-    """The node of a port at the first use of a site."""
+def node_of(
+    analysis: Analysis, application: Application, parameter: NewParameter, port: str
+) -> fx.Node | None:
+    """The node of a port at the first use of a site; None for what tells padding, in a call without any."""
     site = application.site
     located = analysis.find(site.id, site.role)
     source = located.uses[0].ports[port].source if located and port in located.uses[0].ports else None
+    if located and port == TOKENS and source is None:
+        return None
     if not isinstance(source, fx.Node):
         message = f"{application.rule}: {parameter.name} starts from {port!r}, which the data do not show at {site.id}"
         raise MatchError(message, hint="give the arguments with which the model is called in training")

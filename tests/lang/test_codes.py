@@ -153,6 +153,7 @@ CASES = [
     case("R039", LORA, ('"y + delta"', '"rank"')),
     case("R040", PREFIX, ("mask = \"see", "# mask = \"see")),
     case("R040", PREFIX, ("see_prefix(mask, length", "see_prefix(mask, 3")),
+    case("R074", PREFIX, ("[rewrite]", "[rewrite]\ny = \"concat(y, y, axis='queries')\"")),
     case("R041", LORA, ('W = "W + scale', 'x = "W + scale')),
     case("R041", LORA, ('[rewrite]\ny = "y + delta"', "")),
     case("R042", BITFIT, ("b = {", "y = {")),

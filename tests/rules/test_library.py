@@ -20,6 +20,7 @@ NAMES = default_library().names()
 OPTIONS = {
     "adalora": "(rank=4, target=2)",
     "oft": "(block=4)",
+    "prompt": ":5",
 }
 """Where the defaults do not fit a tiny model."""
 BESIDE = {"nf4": ["lora:q,v"]}
@@ -29,6 +30,7 @@ SAVED = {"adapter_fusion": "bottleneck:8"}
 OTHER_AT_START = {
     "adapter_fusion": "the adapters that it fuses were trained",
     "nf4": "four bits leave something else of the weights",
+    "prompt": "its rows are drawn from the vocabulary",
     "prefix": "its keys are drawn at random",
     "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",

@@ -1,0 +1,294 @@
+"""Grows a call for rules that put rows in front of what the model reads: all that comes with its tokens, before the
+call's program is looked up. Tells by a cache whether the rows are in it already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftc.capture.arguments import Kind, is_decoders, is_encoders, kind_of
+from peftc.errors import ProgramError
+from peftc.lang.roles import ROLES
+from peftc.match.growing import rows_by_part
+from peftc.match.plan import Plan
+
+UNTRAINED = -100  # what torch's losses leave out
+SOURCE, TARGET = "source", "target"
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a plan asks of every call.
+
+    Attributes:
+        rows: part of an input → how many rows come in front of it.
+        paths: part of an input → paths of the modules that read it.
+        places: part of an input → for how many tokens in a row the model has places, if there is such a number.
+        filler: a token id that means nothing special: its rows are taken out again.
+    """
+
+    rows: Mapping[str, int]
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, int] = field(default_factory=dict)
+    filler: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether any input becomes longer."""
+        return bool(self.rows)
+
+    def parts_in(self, path: str) -> tuple[str, ...]:
+        """The parts of the inputs that are read inside the module at a path."""
+        return tuple(
+            part
+            for part, paths in self.paths.items()
+            if any(not path or own == path or own.startswith(f"{path}.") for own in paths)
+        )
+
+    def grow(
+        self, path: str, names: tuple[str, ...], arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """The arguments of a call of the module at `path`, grown, and whether it goes on from a cache.
+
+        Args:
+            names: all that its forward takes.
+            arguments: what it was given, by name.
+
+        Raises:
+            ProgramError: an argument comes with the tokens and it cannot be told what it is for the rows in front, or
+                the model has no places for so many tokens.
+        """
+        inside = self.parts_in(path)
+        both = TARGET in inside and any(name.startswith("decoder_") for name in names)
+        belongs = {name: part_of(name, inside, both=both) for name in arguments}
+        grown, continued = dict(arguments), False
+        for part, rows in self.rows.items():
+            own = {
+                name: value
+                for name, value in arguments.items()
+                if belongs[name] == part and value is not None
+            }
+            cached = TARGET if TARGET in inside else SOURCE
+            past = length_in_cache(arguments) if part == cached else 0
+            if part in inside:
+                side = Side(part, rows, self.filler, self.places.get(part), own, past)
+                grown |= side.grown()
+                continued |= bool(past)
+            if (part == SOURCE and both) or part not in inside:
+                grown |= longer_masks(own, arguments, rows)
+        return grown, continued
+
+
+def part_of(name: str, inside: tuple[str, ...], *, both: bool) -> str:
+    """Which input an argument comes with."""
+    if both:
+        return TARGET if is_decoders(name) else SOURCE
+    if TARGET in inside and SOURCE not in inside:
+        return SOURCE if is_encoders(name) else TARGET
+    return SOURCE
+
+
+@dataclass(frozen=True)
+class Side:
+    """The arguments of a call that come with one input.
+
+    Attributes:
+        past: tokens in the cache that comes with them.
+    """
+
+    part: str
+    rows: int
+    filler: int
+    places: int | None
+    own: Mapping[str, Any]
+    past: int
+
+    @property
+    def length(self) -> int | None:
+        """How many tokens the call itself has; None where it has none."""
+        for kind, axis in (("ids", -1), ("rows", -2)):
+            for name, value in self.own.items():
+                if kind_of(name) == kind and isinstance(value, Tensor) and value.dim() >= -axis:
+                    return int(value.shape[axis])
+        return None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the rows are in the cache; a mask as long as cache and tokens says that they are not."""
+        if not self.past:
+            return False
+        masks = [
+            value for name, value in self.own.items() if kind_of(name) == "mask" and isinstance(value, Tensor)
+        ]
+        return all(mask.shape[-1] != self.past + (self.length or 0) for mask in masks)
+
+    def grown(self) -> dict[str, Any]:
+        """The arguments that change."""
+        length = self.length
+        if length is None:
+            self.refuse_without_tokens()
+            return {}
+        if self.past and not self.continues:
+            return {}
+        self.refuse_too_long(length)
+        found: dict[str, Any] = {}
+        for name, value in self.own.items():
+            kind = kind_of(name)
+            if not isinstance(value, Tensor):
+                if kind == "mask":
+                    raise unknown(name, self.rows, "give a mask [batch tokens]")
+                continue
+            if kind is None and not self.past:
+                self.refuse_unknown(name, value, length)
+            if kind is not None and (kind in ("mask", "places", "points") or not self.past):
+                found[name] = self.longer(name, kind, value, length)
+        return found
+
+    def longer(self, name: str, kind: Kind, value: Tensor, length: int) -> Tensor:
+        """One argument, grown."""
+        count = self.rows
+        match kind:
+            case "points":
+                return value + count
+            case "places" if self.past:
+                return value + count
+            case "rows":
+                return torch.cat([value.new_zeros(*value.shape[:-2], count, value.shape[-1]), value], -2)
+            case "mask" if value.dim() != 2 and value.dim() != 3:
+                raise unknown(name, count, "give a mask [batch tokens]")
+            case "mask":
+                front = value.new_ones(*value.shape[:-1], count)
+            case "targets" if value.is_floating_point() or value.dim() < 2 or value.shape[-1] != length:
+                return value
+            case "targets":
+                front = value.new_full((*value.shape[:-1], count), UNTRAINED)
+            case "places":
+                places = torch.arange(count, dtype=value.dtype, device=value.device)
+                front, value = places.expand(*value.shape[:-1], count), value + count
+            case "types" if value.dim() > 2 and value.shape[-2] == length:
+                return torch.cat([value[..., :1, :].expand(*value.shape[:-2], count, -1), value], -2)
+            case "types":
+                front = value[..., :1].expand(*value.shape[:-1], count)
+            case _:
+                front = value.new_full((*value.shape[:-1], count), self.filler)
+        return torch.cat([front, value], -1)
+
+    def refuse_unknown(self, name: str, value: Tensor, length: int) -> None:
+        """Raise if an argument comes with the tokens, one of it for each, and nothing tells what it is."""
+        batches = {own.shape[0] for own in self.own.values() if isinstance(own, Tensor) and own.dim()}
+        if value.dim() > 1 and value.shape[1] == length and {value.shape[0]} == batches:
+            raise unknown(
+                name, self.rows, "its name tells nothing that is known; leave it out, or name it as others do"
+            )
+
+    def refuse_too_long(self, length: int) -> None:
+        """Raise if tokens would have no place in the model's table of places."""
+        needed = self.past + length + (0 if self.past else self.rows)
+        if self.places is None or needed <= self.places:
+            return
+        given = [v for name, v in self.own.items() if kind_of(name) == "places" and isinstance(v, Tensor)]
+        if given and int(given[0].max()) + self.rows < self.places:
+            return
+        raise ProgramError(
+            f"{length} tokens, {self.past or 'none'} in the cache and {self.rows} rows in front need {needed} places, and the "
+            f"model has {self.places}",
+            hint="shorten the text, or put fewer rows in front",
+        )
+
+    def refuse_without_tokens(self) -> None:
+        """Raise if a decoder's tokens would be made of what they are trained on, as long as that is."""
+        if self.part == TARGET and any(kind_of(name) == "targets" for name in self.own):
+            raise ProgramError(
+                f"{self.rows} rows go in front of the decoder's tokens, and this call has none of its own",
+                hint="give decoder_input_ids: model.prepare_decoder_input_ids_from_labels(labels)",
+            )
+
+
+def longer_masks(own: Mapping[str, Any], arguments: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Masks of an encoder's output that has the rows: one that is shorter by them is grown."""
+    states = next(
+        (
+            first
+            for name, value in arguments.items()
+            if is_encoders(name) and (first := first_states(value)) is not None
+        ),
+        None,
+    )
+    if states is None:
+        return {}
+    return {
+        name: torch.cat([value.new_ones(*value.shape[:-1], rows), value], -1)
+        for name, value in own.items()
+        if kind_of(name) == "mask"
+        and isinstance(value, Tensor)
+        and value.shape[-1] + rows == states.shape[-2]
+    }
+
+
+def first_states(value: Any) -> Tensor | None:
+    """The states [batch tokens d] in what an encoder gave."""
+    if isinstance(value, Tensor):
+        return value if value.dim() == 3 else None
+    held = next(iter(value.values() if isinstance(value, Mapping) else value), None) if value else None
+    return held if isinstance(held, Tensor) and held.dim() == 3 else None
+
+
+def length_in_cache(arguments: Mapping[str, Any]) -> int:
+    """How many tokens are in the cache that a call was given; 0 where it has none."""
+    for value in arguments.values():
+        if callable(asked := getattr(value, "get_seq_length", None)):
+            return int(asked())
+    return 0
+
+
+def unknown(name: str, rows: int, hint: str) -> ProgramError:
+    """What is said of an argument that cannot be grown."""
+    return ProgramError(
+        f"{rows} rows go in front of what the model reads, and it is not known what {name!r} is for them",
+        hint=hint,
+    )
+
+
+def growth_of(plan: Plan, root: nn.Module) -> Growth:
+    """What a plan asks of every call.
+
+    Raises:
+        MatchError: inputs that come with the same tokens would become longer by different numbers of rows.
+    """
+    rows = rows_by_part(plan)
+    if not rows:
+        return Growth({})
+    paths: dict[str, tuple[str, ...]] = {}
+    places: dict[str, int] = {}
+    for site in plan.sites:
+        if ROLES[site.role].grows:
+            paths[site.part] = (*paths.get(site.part, ()), site.path)
+            if count := site.sizes.get("places"):
+                places[site.part] = min(count, places.get(site.part, count))
+    return Growth(rows, paths, places, filler_of(root))
+
+
+def filler_of(root: nn.Module) -> int:
+    """The least token id that a model gives no meaning of its own: neither padding nor a mark."""
+    special = {module.padding_idx for module in root.modules() if isinstance(module, nn.Embedding)}
+    config = getattr(root, "config", None)
+    if config is not None:
+        special |= set(marks(config.to_dict()))
+    return next(number for number in range(len(special) + 1) if number not in special)
+
+
+def marks(settings: Mapping[str, Any]) -> Iterator[int]:
+    """Every id of a token that a config names, in whatever part of it."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from marks({str(key): item for key, item in value.items()})
+        elif "token" in name or name.endswith("_id"):
+            yield from (
+                each
+                for each in (value if isinstance(value, (list, tuple)) else (value,))
+                if isinstance(each, int)
+            )
