@@ -165,7 +165,10 @@ def _define() -> None:
             _ONE,
             same,
             "peftc.clamp",
-            {"min": Setting("number", "The least."), "max": Setting("number", "The most.")},
+            {
+                "min": Setting("number", "The least.", default=float("-inf")),
+                "max": Setting("number", "The most.", default=float("inf")),
+            },
         ),
         Operation(
             "rename",
