@@ -50,7 +50,7 @@ def made(name: str) -> tuple[Any, Any, dict[str, Tensor]]:
     data = {"input_ids": tokens(), "attention_mask": padding()}
     rules = [f"{name}{OPTIONS.get(name, '')}", *BESIDE.get(name, [])]
     with TemporaryDirectory() as folder:
-        saved = {}
+        saved: dict[str, Path] = {}
         for which in ("one", "two") if name in SAVED else ():
             before: Any = peftc.compile(model, SAVED[name], given, defaults=False)
             randomise(before)
