@@ -112,25 +112,23 @@ def adapters(kind: str, name: str) -> Mapping[str, Path]:
     return {f"adapter{number}": folder / str(number) for number in range(2)}
 
 
-def fill(compiled: Any, name: str | None = None) -> Any:
-    """Random values in what rules add, and on top of what they train of the model; of one rule, or of all.
+def fill(compiled: Any, like: Any = None) -> Any:
+    """Random values in what rules add, and on top of what they train of the model; or in that of another module alone.
 
     A value depends on nothing but the parameter's path.
     """
-    plan: Plan = compiled.peftc_plan
-    applications = [each for each in plan.applications if name is None or each.rule == name]
-    added = {parameter.path for each in applications for parameter in each.parameters}
-    trained = {path for each in applications for path in each.trains.values()}
+    plan: Plan = (compiled if like is None else like).peftc_plan
+    added = {parameter.path for parameter in plan.new_parameters}
+    done: set[int] = set()
     with torch.no_grad():
-        done: set[int] = set()
-        for path in sorted(added | trained):
+        for path in sorted(added | set(plan.trained)):
             parameter = compiled.get_parameter(path)
             if id(parameter) in done:
                 continue
             done.add(id(parameter))
             source = torch.Generator().manual_seed(zlib.crc32(path.encode()))
             noise = torch.randn(parameter.shape, generator=source)
-            parameter.copy_(parameter + 0.05 * noise if path in trained else 0.2 * noise)
+            parameter.copy_(0.2 * noise if path in added else parameter + 0.05 * noise)
     return compiled
 
 
@@ -153,7 +151,7 @@ def alone(kind: str, name: str) -> dict[str, Any]:
     starts = far(out(compiled, kind), out(plain(kind)[0], kind)) <= START
     fill(compiled)
     merged = None if unmergeable(compiled.peftc_plan) else compiled.merge_and_unload()
-    return {"out": out(compiled, kind), "starts": starts, "merged": merged}
+    return {"compiled": compiled, "out": out(compiled, kind), "starts": starts, "merged": merged}
 
 
 def kind_for(names: Iterable[str]) -> str:
@@ -182,8 +180,9 @@ def measure(one: str, other: str) -> dict[str, Any]:
     record["beside"], record["coupled"] = {}, {}
     for name, absent in (names, names[::-1]):
         if alone(kind, absent)["starts"]:
-            distance = far(out(fill(made(kind, names), name), kind), alone(kind, name)["out"])
-            told = "coupled" if starts_from_trained(both[0].peftc_plan, absent, name) else "beside"
+            held = alone(kind, name)
+            distance = far(out(fill(made(kind, names), held["compiled"]), kind), held["out"])
+            told = "coupled" if starts_from_trained(alone(kind, absent), held) else "beside"
             record[told][name] = distance
     record["over"] = {}
     for inside, outside in (names, names[::-1]):
@@ -202,12 +201,12 @@ def measure(one: str, other: str) -> dict[str, Any]:
     return record
 
 
-def starts_from_trained(plan: Plan, one: str, other: str) -> bool:
+def starts_from_trained(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether a rule starts from weights of the model which the other trains: its start is one of the weights too."""
-    computed = any(parameter.computed for each in plan.of(one) for parameter in each.parameters)
-    weights = {path for each in plan.of(one) for path in each.site.weights.values()}
-    trained = {path for each in plan.of(other) for path in each.trains.values()}
-    return computed and bool(weights & trained)
+    plan: Plan = one["compiled"].peftc_plan
+    reading = [each for each in plan.applications if any(made.computed for made in each.parameters)]
+    weights = {path for each in reading for path in each.site.weights.values()}
+    return bool(weights & set(other["compiled"].peftc_plan.trained))
 
 
 def without_gradient(compiled: Any, kind: str) -> list[str]:

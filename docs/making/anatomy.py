@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peftc.analyse import Analysis
     from peftc.match.plan import Application, Plan
 
-SMALL = {"rank": 4, "target": 2, "block": 4}
+SMALL = {"rank": 4, "target": 2, "block": 4, "reduction": 3}
 """Options whose defaults do not fit a model of width 24; sizes are not in the picture."""
 MOVES = frozenset(("norm", "linear", "embedding", "head", "attention"))
 ACTIVATIONS = frozenset(("silu", "gelu", "relu", "tanh"))
@@ -239,7 +239,10 @@ class Condenser:
                 lines |= {f"{port} = {value}": None for port, value in section.rewrite.items()}
                 if shown := [each.name for each in application.parameters if each.trainable]:
                     lines[f"trains {', '.join(dict.fromkeys(shown))}"] = None
-        return (rule, *(lines or {"a term of the loss" if site == "." else "": None}))
+        if lines or site == ".":
+            return (rule, *(lines or ("a term of the loss",)))
+        known = any(part.lines[:1] == (rule,) for part in self.parts.values())
+        return (rule, "is taken out of what comes out" if known else "is made for what is put in")
 
     def add_sums(self) -> None:
         """Residual sums, activations and products of whole hidden states."""

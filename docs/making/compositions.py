@@ -169,7 +169,7 @@ def matrix() -> str:
     names = default_library().names()
     found = records()
     left = LETTER * max(map(len, names)) + 16
-    top = 12.0
+    top = 0.6 * LETTER * max(map(len, names)) + 4  # names stand obliquely above their columns
     size = CELL * len(names)
     parts = []
     for row, other in enumerate(names):
