@@ -25,6 +25,7 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
         ("lora", "lora:q,v"),
         ("prefix", "prefix:5"),
         ("prompt", "prompt:5"),
+        ("p_tuning", "p_tuning:5(hidden=4)"),
         ("bitfit", "bitfit"),
         ("layernorm", "layernorm"),
         ("bottleneck", "bottleneck:8"),

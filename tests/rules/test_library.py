@@ -20,9 +20,11 @@ OPTIONS = {
     "adalora": "(rank=4, target=2)",
     "oft": "(block=4)",
     "prompt": ":5",
+    "p_tuning": "(length=5, hidden=8)",
 }
 """Where the defaults do not fit a tiny model."""
 OTHER_AT_START = {
+    "p_tuning": "its rows are made of what is drawn at random",
     "prompt": "its rows are drawn from the vocabulary",
     "prefix": "its keys are drawn at random",
     "prefix_mlp": "so are the keys that its network makes",
