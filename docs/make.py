@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from docs.making.choosing import choosing
 from docs.making.commands import commands
+from docs.making.compositions import compositions, matrix
 from docs.making.language import language
 from docs.making.league import league
 from docs.making.method import MissingText, left_over, pages
@@ -34,6 +36,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/cli.md": commands,
     "docs/tutorial-first-rule.md": tutorial,
     "docs/league.md": league,
+    "docs/choosing.md": choosing,
+    "docs/compositions.md": compositions,
+    "docs/compositions.svg": matrix,
     "rules/rule.schema.json": schema,
     **pages(),
 }

@@ -239,7 +239,10 @@ class Condenser:
                 lines |= {f"{port} = {value}": None for port, value in section.rewrite.items()}
                 if shown := [each.name for each in application.parameters if each.trainable]:
                     lines[f"trains {', '.join(dict.fromkeys(shown))}"] = None
-        return (rule, *(lines or {"a term of the loss" if site == "." else "": None}))
+        if lines or site == ".":
+            return (rule, *(lines or ("a term of the loss",)))
+        known = any(part.lines[:1] == (rule,) for part in self.parts.values())
+        return (rule, "is taken out of what comes out" if known else "is made for what is put in")
 
     def add_sums(self) -> None:
         """Residual sums, activations and products of whole hidden states."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from docs.making.anatomy import anatomy, plan_of
 from docs.making.markdown import code, page, table
 from docs.making.picture import picture
-from peftc.lang import Dimension, Option, Parameter, Rule, Section, counted_by, default_library
+from peftc.lang import Dimension, Option, Parameter, Rule, Section, counted_by, default_library, is_on
 
 if TYPE_CHECKING:
     from peftc.match.plan import Plan
@@ -47,7 +47,8 @@ def index() -> str:
     """The page of all methods."""
     return page(
         "Methods",
-        "Every rule of the library, a page each. How they do on one real task: [league](../league.md).",
+        "Every rule of the library, a page each. How they do on one real task: [league](../league.md). Which to take: "
+        "[choosing](../choosing.md). Which go together: [compositions](../compositions.md).",
         table(
             ("method", "what it does", f"trainable in {BASE}", "merges"),
             (
@@ -148,16 +149,17 @@ def cost(rule: Rule) -> Iterator[str]:
         yield f"Trainable at a site: {code(formula)}."
     found = plan_of("base", [rule.name])
     sites = len({(each.site.role, each.site.id) for each in found.applications})
-    total = sum(found.sizes.values())
+    total, noun = sum(found.sizes.values()), "site" if sites == 1 else "sites"
     yield (
-        f"In {BASE}, with its defaults and without the task's head, its plan has {sites:,} sites and trains "
+        f"In {BASE}, with its defaults and without the task's head, its plan has {sites:,} {noun} and trains "
         f"**{found.trainable_count:,}** numbers: {100 * found.trainable_count / total:.3g} % of {total:,}."
     )
 
 
 def written(rule: Rule) -> Iterator[Section]:
-    """The sections that act unless they must be asked for."""
-    return (section for section in rule.sections if not section.asked)
+    """The sections that act with its defaults."""
+    defaults = {name: option.default for name, option in rule.options.items()}
+    return (each for each in rule.sections if not each.asked and is_on(rule, each, defaults))
 
 
 def trained_at_a_site(rule: Rule) -> list[Parameter]:

@@ -49,7 +49,12 @@ def _role(role: Role) -> Iterator[str]:
             for port in role.ports.values()
         ),
     )
+    if role.numbers:
+        yield "Conditions and expressions can read:"
+        yield table(("number", "meaning"), ((code(name), doc) for name, doc in role.numbers.items()))
 
 
 def _counted(port: Port) -> str:
+    if port.counted:
+        return f" There is none where {code(port.counted)} is 0."
     return "" if port.neutral is None else f" Where a site has none, it reads as {port.neutral:g}."

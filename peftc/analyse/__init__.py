@@ -2,6 +2,7 @@
 
 from peftc.analyse.analysis import Analysis, Located, analyse
 from peftc.analyse.inputs import GIVEN
+from peftc.analyse.residuals import between
 from peftc.analyse.site import Convolution, Form, Gather, Port, Routing, Site, Use
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Site",
     "Use",
     "analyse",
+    "between",
 ]

@@ -10,6 +10,7 @@ from torch import fx
 from peftc.graphs.reading import argument, is_call, is_parameter, operator_name, shape
 
 CASTS = frozenset(["to", "_to_copy", "type_as"])
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Norm:
 def norms(graph: fx.Graph) -> Iterator[Norm]:
     """Every use of a norm that has a scale, in graph order."""
     for node in graph.nodes:
-        if not is_call(node, "layer_norm", "rms_norm", "group_norm", "batch_norm"):
+        if not is_call(node, *NORMS):
             continue
         root_mean_square = is_call(node, "rms_norm")
         scale = node.args[1] if root_mean_square else argument(node, "weight")

@@ -17,13 +17,15 @@ from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.norms import norms
-from peftc.analyse.parts import Part, parts_played
+from peftc.analyse.parts import Part, is_crossed, parts_played
 from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
+from peftc.analyse.residuals import Residual, Seed, residuals
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.analyse.windows import window_of
 from peftc.graphs.reading import (
     CONSTANT,
     is_call,
@@ -34,7 +36,7 @@ from peftc.graphs.reading import (
     shape,
     value,
 )
-from peftc.lang.roles import CONV
+from peftc.lang.roles import BOTH, CONV
 
 
 def is_ours(path: str) -> bool:
@@ -83,6 +85,7 @@ class SiteReader:
         self.mixtures = mixtures(graph, self.projections)
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
+        self.windows: dict[object, int] = {}
         self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def found(self) -> Iterator[tuple[Site, Use]]:
@@ -96,6 +99,7 @@ class SiteReader:
                 yield self.ffn(network)
         for mixture in self.mixtures:
             yield self.mixture(mixture)
+        yield from self.residuals()
         yield from self.norms()
         yield from self.embeddings()
         yield from self.input_sites()
@@ -196,8 +200,17 @@ class SiteReader:
         if query is not None:
             ports["h"] = Port("value", query, 0)
             sizes["d_model"] = self.projections[query].d_in
+        mask = node.kwargs.get("attn_mask")
+        if mask not in self.windows:
+            self.windows[mask] = window_of(mask, lambda path: lookup(self.root, path))
         site = Site(
-            "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
+            "attention",
+            "",
+            module_path(node),
+            self.layer(node),
+            sizes,
+            evidence=f"softmax core {node.name}",
+            window=self.windows[mask],
         )
         return site, Use(node, self.with_tokens(ports, "h"))
 
@@ -229,6 +242,54 @@ class SiteReader:
             evidence=f"rows sent to stacks of matrices, {experts.up.name} and {experts.down.name}",
         )
         return site, Use(experts.result, self.with_tokens(ports, "x"))
+
+    def seeds(self) -> Iterator[Seed]:
+        """What attentions and feed-forward networks make."""
+        for core in self.cores:
+            query = core.projection("q")
+            if core.o is not None and query is not None:
+                scope = "cross" if is_crossed(core, self.projections) else ""
+                result = self.projections[core.o].result
+                yield Seed(result, query, "attention", module_path(core.node), scope)
+        for network in self.feed_forwards:
+            down, up = self.projections[network.down], self.projections[network.up]
+            if down.routing is None:
+                path = common_path(module_path(up.node), module_path(down.node))
+                yield Seed(down.result, network.gate or network.up, "ffn", path)
+        for mixture in self.mixtures:
+            path = common_path(module_path(mixture.up), module_path(mixture.result))
+            yield Seed(mixture.result, mixture.reader, "ffn", path)
+
+    def residuals(self) -> Iterator[tuple[Site, Use]]:
+        """Residual sums."""
+        results = {norm.node: norm.result for norm in norms(self.graph)}
+        for found in residuals(self.graph, self.seeds(), results, self.blocks):
+            yield self.residual(found)
+
+    def residual(self, found: Residual) -> tuple[Site, Use]:
+        """The site of one residual sum."""
+        parts = list(dict.fromkeys(seed.part for seed in found.seeds))
+        path = found.seeds[0].path
+        for seed in found.seeds[1:]:
+            path = common_path(path, seed.path)
+        site = Site(
+            "residual",
+            parts[0] if len(parts) == 1 else BOTH,
+            path,
+            self.layer(found.sum),
+            {"d_model": shape(found.sum)[-1], "norms": int(found.norm is not None)},
+            scope=found.seeds[0].scope,
+            evidence=f"{found.sum.name} adds what is made of {found.seeds[0].result.name} to what that is made of",
+        )
+        ports = {
+            "y": Port("operand", found.sum, found.key),
+            "stream": Port("value", found.sum, 1 - found.key),
+        }
+        reads = found.seeds[0].reads
+        ports["x"] = Port("value", reads, self.projections[reads].at if reads in self.projections else 0)
+        if found.norm is not None:
+            ports["normed"] = Port("value", found.norm, since=found.sum)
+        return site, Use(found.sum, self.with_tokens(ports, "x"))
 
     def norms(self) -> Iterator[tuple[Site, Use]]:
         """Norms with a weight of the model."""

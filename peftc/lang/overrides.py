@@ -12,6 +12,7 @@ from peftc.lang.document import Parameter, Rule, Use
 from peftc.lang.draft import Draft
 from peftc.lang.expression import Expression
 from peftc.lang.renaming import Line, renamed_loss, renamed_parameter, renamed_schedule
+from peftc.lang.roles import ROLES
 from peftc.lang.source import Place
 
 
@@ -87,7 +88,8 @@ class Overrides:
             told = [
                 Line(t, self.place("match", "where", i), condition=True) for i, t in enumerate(change.where)
             ]
-            known = {*self.options, *self.own_options, *draft.axes} - {"*"}
+            numbers = {number for role in draft.role if role in ROLES for number in ROLES[role].numbers}
+            known = {*self.options, *self.own_options, *draft.axes, *numbers} - {"*"}
 
             def say(node: ast.Name, expression: Expression) -> RuleError:
                 message = f"{node.id!r} is neither an option nor a size that a site has"

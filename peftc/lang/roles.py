@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,6 +28,7 @@ class Port:
     """A value or an operand at a site, with its default axes. An optional port is absent at some sites.
 
     `neutral` is the number that an absent weight counts as; without one, a rule that reads it leaves the site out.
+    `counted` is a number of the role that is 0 at sites without the port, which a rule that reads it leaves out.
     """
 
     name: str
@@ -36,12 +37,14 @@ class Port:
     doc: str
     optional: bool = False
     neutral: float | None = None
+    counted: str = ""
 
 
 @dataclass(frozen=True)
 class Role:
     """What a part of a model can be. A role without parts is chosen by its own name.
 
+    `numbers` are what conditions and expressions can read of a site besides the sizes of its axes: name → meaning.
     `grows` is the axis along which a rewrite may put something in front of its result.
     """
 
@@ -49,6 +52,7 @@ class Role:
     doc: str
     ports: Mapping[str, Port]
     parts: tuple[str, ...] = ()
+    numbers: Mapping[str, str] = field(default_factory=dict)
     grows: str = ""
 
     @property
@@ -58,14 +62,24 @@ class Role:
         return (*(self.parts or (self.name,)), *groups)
 
 
-def _role(name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), grows: str = "") -> Role:
-    return Role(name, doc, MappingProxyType({port.name: port for port in ports}), parts, grows)
+def _role(
+    name: str, doc: str, *ports: Port, parts: tuple[str, ...] = (), grows: str = "", **numbers: str
+) -> Role:
+    held = MappingProxyType({port.name: port for port in ports})
+    return Role(name, doc, held, parts, MappingProxyType(numbers), grows)
 
 
 def _port(
-    name: str, kind: PortKind, axes: str, doc: str, *, optional: bool = False, neutral: float | None = None
+    name: str,
+    kind: PortKind,
+    axes: str,
+    doc: str,
+    *,
+    optional: bool = False,
+    neutral: float | None = None,
+    counted: str = "",
 ) -> Port:
-    return Port(name, kind, read_axes(axes), doc, optional, neutral)
+    return Port(name, kind, read_axes(axes), doc, optional, neutral, counted)
 
 
 OTHER = "other"
@@ -73,6 +87,9 @@ OTHER = "other"
 
 CONV = "conv"
 """The part of a linear site that is a convolution: a matrix times all that it reads for one place."""
+
+BOTH = "both"
+"""The part of a residual that adds what an attention and a feed-forward network make side by side."""
 
 _LINEAR_PARTS = ("q", "k", "v", "o", "gate", "up", "down", "head", "router", CONV, OTHER)
 
@@ -142,6 +159,26 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 _port("x", "operand", "* d_model", "What goes into its first products."),
                 _port("y", "result", "* d_model", "What its last product makes."),
                 _TOKENS,
+            ),
+            _role(
+                "residual",
+                "A residual sum: what an attention (`attention`), a feed-forward network (`ffn`), or both side by side "
+                "(`both`) make is added to what they were computed from.",
+                _port("x", "value", "* d_model", "What goes into the first products."),
+                _port("y", "operand", "* d_model", "What is added to the stream."),
+                _port("stream", "value", "* d_model", "What it is added to."),
+                _port(
+                    "normed",
+                    "value",
+                    "* d_model",
+                    "What the block's own norm makes of the sum, where one takes it, as in post-norm blocks: of what "
+                    "`y` is before it is rewritten.",
+                    optional=True,
+                    counted="norms",
+                ),
+                _TOKENS,
+                parts=("attention", "ffn", BOTH),
+                norms="1 where a norm of the block takes the sum, and nothing else does; else 0.",
             ),
             _role(
                 "norm",

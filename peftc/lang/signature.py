@@ -16,8 +16,8 @@ class Signature:
     """The ports of one role with the axes that a section gives them.
 
     `sizes` says for each axis of the section which axis of the role it is, and has no axis that `*` stood
-    for; `moving` are the axes whose length changes from call to call. `stack` is the axis that every port has
-    besides, at a site that is many matrices in one.
+    for; the numbers of the role are among them. `moving` are the axes whose length changes from call to call.
+    `stack` is the axis that every port has besides, at a site that is many matrices in one.
     """
 
     role: str
@@ -68,6 +68,7 @@ def signature(section: Section, role: str, stack: str = "") -> Signature:
                 moving.add(axis)
     if stack:
         sizes[stack] = stack
+    sizes = {number: number for number in ROLES[role].numbers} | sizes
     return Signature(role, MappingProxyType(ports), MappingProxyType(sizes), frozenset(moving), stack)
 
 

@@ -31,6 +31,8 @@ from peftc.lang.results import (
     recurs,
     renamed_length,
     renames,
+    repeat_lengths,
+    repeats,
     right,
     runs_on,
     same,
@@ -162,7 +164,10 @@ def _define() -> None:
             _ONE,
             same,
             "peftc.clamp",
-            {"min": Setting("number", "The least."), "max": Setting("number", "The most.")},
+            {
+                "min": Setting("number", "The least.", default=float("-inf")),
+                "max": Setting("number", "The most.", default=float("inf")),
+            },
         ),
         Operation(
             "rename",
@@ -386,12 +391,31 @@ def _define() -> None:
             longer="axis",
         ),
         Operation(
+            "repeat",
+            "x once for each of an axis of `like`, as it is where it has the axis.",
+            (("x", "value"), ("like", "value")),
+            repeats,
+            "peftc.repeat",
+            {"axis": AXIS},
+            lengths=repeat_lengths,
+            meets=False,
+        ),
+        Operation(
             "see_prefix",
             "A mask opened for so many keys in front; an absent mask stays absent.",
             (("mask", "value"), ("length", "number")),
             keeps,
             "peftc.see_prefix",
-            {"axis": Setting("axis", "The mask's axis of keys.", default="keys")},
+            {
+                "axis": Setting("axis", "The mask's axis of keys.", default="keys"),
+                "visible": Setting(
+                    "choice",
+                    "always: every query sees the new keys; window: in attention with a sliding window, they stand "
+                    "at the places before the first key, and fall out of the window as others do.",
+                    default="always",
+                    choices=("always", "window"),
+                ),
+            },
             longer="axis",
         ),
     ):

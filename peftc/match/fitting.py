@@ -114,6 +114,7 @@ def missing_ports(rule: Rule, section: Section, site: Site) -> list[str]:
         and port.name not in site.weights
         and (port.neutral is None or not site.weights)
     ]
+    absent += [port.name for port in needed if port.counted and not site.sizes.get(port.counted)]
     if "h" in names and "h" in ports and "d_model" not in site.sizes:
         absent.append("h")
     return absent

@@ -11,13 +11,26 @@ from typing import Any, TypeAlias
 from torch import fx
 from torch.nn import functional
 
-from peftc.analyse import GIVEN, Analysis, Convolution, Form, Gather, Located, Port, Routing, Site, Use
+from peftc.analyse import (
+    GIVEN,
+    Analysis,
+    Convolution,
+    Form,
+    Gather,
+    Located,
+    Port,
+    Routing,
+    Site,
+    Use,
+    between,
+)
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
+from peftc.lang.scope import expressions
 from peftc.match.growing import rows_of
 from peftc.match.plan import Application, NewParameter, Place, Plan
 from peftc.quantised.weight import HOME
@@ -189,7 +202,8 @@ class Rewriter:
         meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
         backend = backend_for(self.graph, name, meta, site, self.form(use))
         told = signature(section, site.role, site.stack)
-        ports = {port: Port(at.kind, self.moved[at.node], at.key) for port, at in use.ports.items()}
+        ports = {port: self.in_copy(at) for port, at in use.ports.items()}
+        read = {name for expression in expressions(bound.rule, section).values() for name in expression.names}
         if ROLES[site.role].grows:
             ports = {port: replace(at, node=self.rooms.get(at.node, at.node)) for port, at in ports.items()}
         given: dict[str, Term] = {}
@@ -209,7 +223,8 @@ class Rewriter:
                 for key, (axes, path) in self.folded.get(application.place, {}).items():
                     given[key] = Term(axes, self.state(path, "buffer"))
                 for port, at in ports.items():
-                    given[port] = Term(told.ports[port], self.value(port, at, use, backend))
+                    if at.since is None or port in read:
+                        given[port] = Term(told.ports[port], self.value(port, at, use, backend))
                 if "tokens" in told.ports and "tokens" not in ports:
                     given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
                 scope = Scope(
@@ -230,6 +245,10 @@ class Rewriter:
                     self.write(port, ports[port], node, use, backend, own)
         for key in application.inserted.values():
             self.insert_bias(ports["y"], parameters[key], use, backend)
+
+    def in_copy(self, at: Port) -> Port:
+        """A port in the nodes of this graph."""
+        return Port(at.kind, self.moved[at.node], at.key, None if at.since is None else self.moved[at.since])
 
     def form(self, use: Use) -> Form:
         """How the values of a use are held, in the nodes of this graph."""
@@ -265,6 +284,8 @@ class Rewriter:
             if use.rows is not None:
                 return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
+        if at.since is not None:
+            return self.computed_anew(at.since, at.node, backend)
         if port == "x" and (at.node, use.rows) in self.inputs:
             return self.inputs[at.node, use.rows]
         source = at.source
@@ -275,9 +296,18 @@ class Rewriter:
             return AbsentMask(bool(at.node.kwargs.get("is_causal")), query, key)
         return backend.held(port, source)
 
+    def computed_anew(self, first: fx.Node, last: fx.Node, backend: GraphBackend) -> fx.Node:
+        """What is from one node to another, once more, with what the first reads now."""
+        new: dict[fx.Node, fx.Node] = {}
+        for node in between(first, last):
+            made = self.graph.node_copy(node, lambda source: new.get(source, source))
+            made.meta.update(backend.meta)
+            new[node] = made
+        return new[last]
+
     def all_tokens(self, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
         """What says that every token is real, where a call tells nothing of padding."""
-        like = next(ports[port].source for port in ("h", "x", "q") if port in ports)
+        like = next(ports[port].source for port in ("h", "x", "q", "y") if port in ports)
         return backend.make(operations.all_tokens, like)
 
     def write(

@@ -253,10 +253,16 @@ def first_states(value: Any) -> Tensor | None:
 
 
 def length_in_cache(arguments: Mapping[str, Any]) -> int:
-    """How many tokens are in the cache that a call was given; 0 where it has none."""
+    """How many tokens are in the cache that a call was given; 0 where it has none.
+
+    A cache of states that sum up all tokens so far does not tell their number: it has one, at least, or none.
+    """
     for value in arguments.values():
-        if callable(asked := getattr(value, "get_seq_length", None)):
-            return int(asked())
+        if callable(length := getattr(value, "get_seq_length", None)):
+            try:
+                return int(length())
+            except ValueError:
+                return int(value.has_previous_state())
     return 0
 
 

@@ -24,10 +24,12 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
     [
         ("lora", "lora:q,v"),
         ("prefix", "prefix:5"),
+        ("prefix_mlp", "prefix_mlp:5(hidden=8)"),
         ("prompt", "prompt:5"),
         ("p_tuning", "p_tuning:5(hidden=4)"),
         ("bitfit", "bitfit"),
         ("layernorm", "layernorm"),
+        ("pfeiffer", "pfeiffer:8"),
         ("bottleneck", "bottleneck:8"),
         ("mam", "mam(prefix_length=5, bottleneck_size=8)"),
         ("unipelt", "unipelt(lora_rank=4, prefix_length=5, bottleneck_size=8)"),

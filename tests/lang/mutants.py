@@ -24,6 +24,7 @@ COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 OPERAND = r"[A-Za-z_][A-Za-z0-9_]*"
 SIZES = {"d_in": 12, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
          "keys": 3, "queries": 3, "batch": 2, "seq": 3}  # fmt: skip
+NUMBERS = {"norms": 1}
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     if not is_on(rule, section, options):
         return "off"
     said = signature(section, role)
-    sizes = said.sizes_at(SIZES)
+    sizes = said.sizes_at(SIZES | NUMBERS)
     made: dict[str, Any] = {}
 
     def new_parameter(name: str, parameter: Parameter, shape: tuple[int, ...]) -> Term:
@@ -218,7 +219,7 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
     fixed = [axis for axis in sizes if axis not in said.moving]
     left_out = [
         unmet(rule, section, options, dict(zip(fixed, grid, strict=True))) is None
-        for grid in itertools.product(range(1, 12), repeat=min(len(fixed), 3))
+        for grid in itertools.product(*(range(axis not in NUMBERS, 12) for axis in fixed[:3]))
         if len(fixed) <= 3
     ]
     trained = {port: train.insert for port, train in sorted(section.train.items())}

@@ -39,6 +39,10 @@ lora_rank     = { default = 4, min = 1, help = "Width of the update." }
 lora_drop     = { default = 0.0, min = 0, max = 1, help = "Dropout on the update's input." }
 lora_lr_ratio = { default = 1.0, min = 0, help = "Learning rate of B over that of A; LoRA+ takes 16." }
 prefix_length = { default = 10, min = 1, help = "How many keys are put in front." }
+prefix_drop   = { default = 0.0, min = 0, max = 1, help = "Dropout on the keys and values put in front." }
+prefix_visible.default = "always"
+prefix_visible.choices = ["always", "window"]
+prefix_visible.help    = "Under a sliding window. always: every query sees the prefix; window: it falls out of it as tokens do."
 prefix_positions.default = "keep"
 prefix_positions.choices = ["keep", "shift"]
 prefix_positions.help    = "keep: tokens keep their places; shift: the prefix takes the first ones."
@@ -74,9 +78,9 @@ prefix_P_v = { axes = "kv_heads keys=prefix_length value_dim", init = "normal(st
 prefix_k_prefix = "prefix_P_k"
 prefix_v_prefix = "prefix_P_v"
 [also.rewrite]
-k    = "concat(prefix_k_prefix, k, axis='keys')"
-v    = "concat(prefix_v_prefix, v, axis='keys')"
-mask = "see_prefix(mask, prefix_length, axis='keys')"
+k    = "concat(dropout(repeat(prefix_k_prefix, k, axis='batch'), p=prefix_drop), k, axis='keys')"
+v    = "concat(dropout(repeat(prefix_v_prefix, v, axis='batch'), p=prefix_drop), v, axis='keys')"
+mask = "see_prefix(mask, prefix_length, visible=prefix_visible)"
 
 [[also]]
 match   = { role = "positions", values = { p = "* seq" }, where = ["prefix_positions == 'shift'"] }
@@ -258,14 +262,12 @@ CASES = [
 def test_what_is_folded_stays_folded_where_it_is_replaced() -> None:
     assert composite(PREFIX + 'fold = "k_prefix"').fold == ("prefix_k_prefix",)
     use = PREFIX.replace("prefix", "prefix_mlp")
-    assert composite(use).fold == ("prefix_mlp_prefix_k_prefix", "prefix_mlp_prefix_v_prefix")
-    gated = composite(
-        use + "let.prefix_k_prefix = \"mean(mean(h, axis='seq'), axis='d_model') * prefix_k_prefix\""
-    )
-    assert gated.fold == ("prefix_mlp_prefix_k_prefix_old", "prefix_mlp_prefix_v_prefix")
-    other = composite(use + 'let.prefix_k_prefix = "2 * prefix_P_k"\nparameters.prefix_P_k = '
-                      '{ axes = "kv_heads keys=length head_dim", init = "zeros" }')  # fmt: skip
-    assert other.fold == ("prefix_mlp_prefix_v_prefix",)
+    assert composite(use).fold == ("prefix_mlp_k_prefix", "prefix_mlp_v_prefix")
+    gated = composite(use + "let.k_prefix = \"mean(mean(h, axis='seq'), axis='d_model') * k_prefix\"")
+    assert gated.fold == ("prefix_mlp_k_prefix_old", "prefix_mlp_v_prefix")
+    made = '{ axes = "kv_heads keys=length head_dim", init = "zeros" }'
+    other = composite(f'{use}let.k_prefix = "2 * P_k"\nparameters.P_k = {made}')
+    assert other.fold == ("prefix_mlp_v_prefix",)
 
 
 def refusal(text: str) -> RuleError:

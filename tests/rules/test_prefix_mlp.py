@@ -24,8 +24,7 @@ def tensors(compiled: Any) -> dict[str, dict[str, Tensor]]:
     """Path of an attention → its parameters, by their names in the rule."""
     return {
         each.site.path: {
-            parameter.name.removeprefix("prefix_"): compiled.get_parameter(parameter.path)
-            for parameter in each.parameters
+            parameter.name: compiled.get_parameter(parameter.path) for parameter in each.parameters
         }
         for each in compiled.peftc_plan.applications
         if each.parameters
