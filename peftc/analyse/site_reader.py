@@ -277,7 +277,7 @@ class SiteReader:
             parts[0] if len(parts) == 1 else BOTH,
             path,
             self.layer(found.sum),
-            {"d_model": shape(found.sum)[-1], "norms": int(found.norm is not None)},
+            {"d_model": shape(found.sum)[-1], "post_norms": int(found.norm is not None)},
             scope=found.seeds[0].scope,
             evidence=f"{found.sum.name} adds what is made of {found.seeds[0].result.name} to what that is made of",
         )

@@ -174,6 +174,11 @@ def layer_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
     return centred * torch.rsqrt(centred.pow(2).mean(axis, keepdim=True) + eps)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, which approximates gelu."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), any shape."""
     return x * torch.sigmoid(1.702 * x)

@@ -49,7 +49,7 @@ from peftc.lang.sizes import FUNCTIONS
 AXIS = Setting("axis", "The axis it works along.")
 ACTIVATIONS = (
     *("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "leaky_relu", "quick_gelu"),
-    "identity",
+    *("gelu_tanh", "identity"),
 )
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
 _NOT_ZERO_AT_ZERO = frozenset({"sigmoid", "softplus", "exp", "log"})
@@ -78,6 +78,7 @@ def _define() -> None:
         ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
         ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
         ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
+        ("gelu_tanh", "gelu by its approximation with tanh, which the first models had.", "peftc.gelu_tanh"),
         ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
         zero = never if name in _NOT_ZERO_AT_ZERO else always

@@ -176,7 +176,12 @@ class GraphBackend:
         kind = str(settings["kind"])
         if kind == "identity":
             return terms[0].held
-        return self.make(getattr(functional, kind, None) or operations.quick_gelu, terms[0].held)
+        own = {"quick_gelu": operations.quick_gelu, "gelu_tanh": operations.gelu_tanh}
+        return self.make(own.get(kind) or getattr(functional, kind), terms[0].held)
+
+    def lower_gelu_tanh(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """The approximation of gelu with tanh."""
+        return self.make(operations.gelu_tanh, terms[0].held)
 
     def lower_quick_gelu(self, terms: Terms, _: Settings, __: Axes) -> object:
         """torch has none of this name."""

@@ -107,10 +107,8 @@ def recurrent(x: Tensor, a: Tensor, b: Tensor, c: Tensor, **_: Tensor) -> Tensor
     """torch's own module over x [batch seq d]."""
     module = nn.LSTM(4, 2, batch_first=True, dtype=x.dtype)
     with torch.no_grad():
-        for name, value in (("ih", a), ("hh", b)):
-            getattr(module, f"weight_{name}_l0").copy_(value)
-        module.bias_ih_l0.copy_(c)
-        module.bias_hh_l0.zero_()
+        for name, value in (("weight_ih", a), ("weight_hh", b), ("bias_ih", c), ("bias_hh", 0 * c)):
+            module.get_parameter(f"{name}_l0").copy_(value)
     out: Tensor = module(x)[0].detach()
     return out
 
@@ -124,6 +122,12 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("softplus(x)", "batch seq d", lambda x, **_: torch.log1p(torch.exp(x))),
     ("elu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, torch.exp(x) - 1)),
     ("leaky_relu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, x / 100)),
+    (
+        "gelu_tanh(x)",
+        "batch seq d",
+        lambda x, **_: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    ),
+    ("activate(x, kind='gelu_tanh')", "batch seq d", lambda x, **_: functional.gelu(x, approximate="tanh")),
     ("quick_gelu(x)", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='quick_gelu')", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='elu')", "batch seq d", lambda x, **_: functional.elu(x)),

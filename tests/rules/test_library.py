@@ -20,6 +20,7 @@ NAMES = default_library().names()
 OPTIONS = {
     "adalora": "(rank=4, target=2)",
     "oft": "(block=4)",
+    "compacter": "(reduction=3)",
     "prompt": ":5",
     "p_tuning": "(length=5, hidden=8)",
 }
@@ -37,6 +38,7 @@ OTHER_AT_START = {
     "prefix_mlp": "so are the keys that its network makes",
     "mam": "it has a prefix",
     "unipelt": "it has a prefix, and gates of it",
+    "compacter": "all of its matrices are drawn at random, near 0",
     "houlsby": "both maps of its bottlenecks are drawn at random, near 0",
 }
 """Rules that do not start as the model they are put into, and why."""
@@ -50,7 +52,7 @@ def made(name: str) -> tuple[Any, Any, dict[str, Tensor]]:
     data = {"input_ids": tokens(), "attention_mask": padding()}
     rules = [f"{name}{OPTIONS.get(name, '')}", *BESIDE.get(name, [])]
     with TemporaryDirectory() as folder:
-        saved = {}
+        saved: dict[str, Path] = {}
         for which in ("one", "two") if name in SAVED else ():
             before: Any = peftc.compile(model, SAVED[name], given, defaults=False)
             randomise(before)

@@ -215,9 +215,9 @@ def test_the_length_gets_no_gradient() -> None:
 
 def test_rows_of_zeros_have_no_direction_and_stay_as_they_are() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5))
+    model = nn.Sequential(linear := nn.Linear(6, 5))
     with torch.no_grad():
-        model[0].weight[2] = 0.0  # type: ignore[index]
+        linear.weight[2] = 0.0
     x = torch.randn(4, 6)
     compiled: Any = peftc.compile(model, ["dora:path=*(rank=2)"], {"input": x}, defaults=False)
     torch.testing.assert_close(compiled(x), model(x))
