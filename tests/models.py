@@ -63,6 +63,29 @@ def llama(seed: int = 0, *, attention: str = "sdpa", **settings: Any) -> Any:
     return shaken(LlamaForCausalLM(LlamaConfig(**{**given, **settings}))).eval()
 
 
+def mistral(seed: int = 0, *, attention: str = "sdpa", **settings: Any) -> Any:
+    """A tiny decoder whose queries see the last four tokens."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(seed)
+    given: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "sliding_window": 4,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "attn_implementation": attention,
+    }
+    return shaken(MistralForCausalLM(MistralConfig(**{**given, **settings}))).eval()
+
+
 def shaken(model: nn.Module) -> nn.Module:
     """The model with biases and norms away from their zeros and ones, so that a mix-up of them shows."""
     with torch.no_grad():

@@ -61,6 +61,7 @@ def test_parts_of_projections(model_type: str, want: dict[str, str]) -> None:
 def test_a_scan_is_no_feed_forward_network() -> None:
     assert parts("mamba") == {
         "in_proj": {""},
+        "conv1d": {"conv"},
         "x_proj": {""},
         "dt_proj": {""},
         "out_proj": {""},

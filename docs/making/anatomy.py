@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peftc.analyse import Analysis
     from peftc.match.plan import Application, Plan
 
-SMALL = {"rank": 4, "target": 2, "block": 4}
+SMALL = {"rank": 4, "target": 2, "block": 4, "reduction": 3}
 """Options whose defaults do not fit a model of width 24; sizes are not in the picture."""
 MOVES = frozenset(("norm", "linear", "embedding", "head", "attention"))
 ACTIVATIONS = frozenset(("silu", "gelu", "relu", "tanh"))

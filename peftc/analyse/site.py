@@ -28,6 +28,7 @@ class Site:
         evidence: one line that says what in the data flow gave the role.
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
+        window: how many keys back a query of an attention sees at most, with the one of its own place; 0 for all.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
         factor: the number that what is read of its weight is multiplied by before it comes out.
         computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
@@ -46,6 +47,7 @@ class Site:
     stack: str = ""
     refolded: bool = False
     name: str = ""
+    window: int = 0
     factor: float = 1.0
     computed: tuple[str, ...] = ()
 

@@ -25,6 +25,7 @@ from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.analyse.windows import window_of
 from peftc.graphs.reading import (
     CONSTANT,
     is_call,
@@ -84,6 +85,7 @@ class SiteReader:
         self.mixtures = mixtures(graph, self.projections)
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
+        self.windows: dict[object, int] = {}
         self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def found(self) -> Iterator[tuple[Site, Use]]:
@@ -198,8 +200,17 @@ class SiteReader:
         if query is not None:
             ports["h"] = Port("value", query, 0)
             sizes["d_model"] = self.projections[query].d_in
+        mask = node.kwargs.get("attn_mask")
+        if mask not in self.windows:
+            self.windows[mask] = window_of(mask, lambda path: lookup(self.root, path))
         site = Site(
-            "attention", "", module_path(node), self.layer(node), sizes, evidence=f"softmax core {node.name}"
+            "attention",
+            "",
+            module_path(node),
+            self.layer(node),
+            sizes,
+            evidence=f"softmax core {node.name}",
+            window=self.windows[mask],
         )
         return site, Use(node, self.with_tokens(ports, "h"))
 
@@ -266,7 +277,7 @@ class SiteReader:
             parts[0] if len(parts) == 1 else BOTH,
             path,
             self.layer(found.sum),
-            {"d_model": shape(found.sum)[-1], "norms": int(found.norm is not None)},
+            {"d_model": shape(found.sum)[-1], "post_norms": int(found.norm is not None)},
             scope=found.seeds[0].scope,
             evidence=f"{found.sum.name} adds what is made of {found.seeds[0].result.name} to what that is made of",
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def evaluate(
     sizes: tuple[int, int],
     state: Callable[[str], Tensor],
     number: int = 1,
+    instead: Mapping[int, int] = MappingProxyType({}),
 ) -> Tensor:
     """The value of `target` for inputs of (batch, length) `sizes`, all of one number.
 
@@ -35,8 +37,17 @@ def evaluate(
         nodes: the node and all it is computed from.
         sizes: batch and length.
         state: gives the parameter, buffer or constant of a path.
+        instead: whole numbers that stand in the place of others in the graph, whatever their sign.
     """
     env: dict[fx.Node, Any] = {}
+
+    def given(leaf: Any) -> Any:
+        if isinstance(leaf, fx.Node):
+            return env[leaf]
+        if type(leaf) in (int, float) and abs(leaf) in instead:
+            return type(leaf)(instead[int(abs(leaf))] * (1 if leaf > 0 else -1))
+        return leaf
+
     for node in target.graph.nodes:
         if node not in nodes:
             continue
@@ -45,7 +56,7 @@ def evaluate(
         elif node.op == "get_attr":
             env[node] = state(str(node.target)).detach().cpu()
         else:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: env[source])
+            args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), given)
             here = {
                 key: torch.device("cpu") if key == "device" and item else item for key, item in kwargs.items()
             }

@@ -66,18 +66,39 @@ def capped_attention(
     return torch.dropout(weights, dropout_p, dropout_p > 0) @ value
 
 
-def open_mask(mask: Tensor, length: int) -> Tensor:
-    """A mask [... keys] with `length` keys in front that every query sees.
+def full_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Boolean mask [queries keys] that hides nothing."""
+    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+
+
+def in_window(mask: Tensor, length: int, window: int) -> Tensor:
+    """Boolean mask [queries length] of keys in front: True where a query has them among its last `window` keys.
+
+    The last query stands at the last key. Where older keys were thrown away, as they fell out of the window, this
+    puts queries too near to the front; but then every one of them is further from it than the window is wide.
+    """
+    queries, keys = mask.shape[-2:]
+    places = torch.arange(queries, device=mask.device).unsqueeze(1) + (keys - queries)
+    return places - torch.arange(-length, 0, device=mask.device) < window
+
+
+def open_mask(mask: Tensor, length: int, window: int = 0) -> Tensor:
+    """A mask [... queries keys] with `length` keys in front that every query sees, or that has them in its window.
 
     In a mask that is added to scores, they get the largest number of their query's row: 0 where a mask only hides. Where it
     holds biases of positions, softmax takes no notice of what is added to a whole row, and models make use of that (a bias
     may be counted from the last key): a constant in front would be worth more or less as a text grows.
     """
-    if mask.dtype == torch.bool:
+    if mask.dtype == torch.bool and not window:
         return torch.nn.functional.pad(mask, (length, 0), value=True)
+    if mask.dtype == torch.bool:
+        return torch.cat([in_window(mask, length, window).expand(*mask.shape[:-1], length), mask], -1)
     best = mask.amax(-1, keepdim=True)
     best = best.where(best > torch.finfo(mask.dtype).min / 2, 0.0)  # a row that hides every key
-    return torch.cat([best.expand(*mask.shape[:-1], length), mask], -1)
+    best = best.expand(*mask.shape[:-1], length)
+    if window:
+        best = best.where(in_window(mask, length, window), torch.finfo(mask.dtype).min)
+    return torch.cat([best, mask], -1)
 
 
 def filled(like: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
@@ -137,6 +158,11 @@ def repeat_like(x: Tensor, like: Tensor, missing: tuple[int, ...]) -> Tensor:
     return x.expand(sizes)
 
 
+def repeat_for(x: Tensor, like: Tensor, axis: int) -> Tensor:
+    """x once for each entry of an axis of `like`, along a new first axis."""
+    return x.expand(like.shape[axis], *x.shape)
+
+
 def rms_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
     """x over the root of its mean square along one axis."""
     return x * torch.rsqrt(x.pow(2).mean(axis, keepdim=True) + eps)
@@ -146,6 +172,11 @@ def layer_normalize(x: Tensor, axis: int, eps: float) -> Tensor:
     """x with mean 0 and variance 1 along one axis."""
     centred = x - x.mean(axis, keepdim=True)
     return centred * torch.rsqrt(centred.pow(2).mean(axis, keepdim=True) + eps)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, which approximates gelu."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
 
 
 def quick_gelu(x: Tensor) -> Tensor:

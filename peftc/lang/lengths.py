@@ -35,7 +35,7 @@ class Check:
     ) -> object:
         """The lengths of the operands; an operation that makes an axis longer adds them up."""
         longer = str(settings[operation.longer]) if operation.longer else ""
-        values = [term for term in terms if not term.is_constant]
+        values = [term for term in terms if not term.is_constant] if operation.meets else []
         lengths: Lengths = {}
         for value in values:  # axes that are summed are compared too
             every = (*axes, *lengths, *value.axes)

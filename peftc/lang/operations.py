@@ -54,7 +54,7 @@ class Operation:
     lengths of the result's axes out from those of the operands where they differ; it may raise AxesError. `number`
     is what it gives where all that it takes are numbers; it may raise ArithmeticError or ValueError.
     `keeps_zeros` says whether 0 comes out where the first value is 0, `ignores_zeros` whether zeros along its axis
-    could as well not be there.
+    could as well not be there. `meets` says whether an axis that several operands have must be of one length in all.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Operation:
     number: Callable[..., float] | None = None
     keeps_zeros: Callable[[Settings], bool] = never
     ignores_zeros: bool = False
+    meets: bool = True
 
     @property
     def call(self) -> str:

@@ -42,6 +42,23 @@ def joins(terms: tuple[Term, ...], settings: Settings) -> Axes:
     return second
 
 
+def repeats(terms: tuple[Term, ...], settings: Settings) -> Axes:
+    """The axes with the one that is named in front, unless they have it."""
+    axis = has(terms[1].axes, settings["axis"])
+    axes = terms[0].axes
+    if axis in axes:
+        return axes
+    if ANY in axes:
+        raise AxesError(f"{show(axes)} cannot be repeated: name the axes that {ANY} stands for")
+    return (axis, *axes)
+
+
+def repeat_lengths(terms: tuple[Term, ...], settings: Settings, _lengths: Lengths) -> Lengths:
+    axis, axes = str(settings["axis"]), terms[0].axes
+    own = {name: length_of(terms[0], name) for name in axes}
+    return own if axis in axes else {axis: length_of(terms[1], axis), **own}
+
+
 def keeps_over(terms: tuple[Term, ...], settings: Settings) -> Axes:
     """The axes as they are; what it is taken over has the axis that is named, and none that the value lacks."""
     drops_over(terms, settings)

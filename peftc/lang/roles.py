@@ -174,11 +174,11 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                     "What the block's own norm makes of the sum, where one takes it, as in post-norm blocks: of what "
                     "`y` is before it is rewritten.",
                     optional=True,
-                    counted="norms",
+                    counted="post_norms",
                 ),
                 _TOKENS,
                 parts=("attention", "ffn", BOTH),
-                norms="1 where a norm of the block takes the sum, and nothing else does; else 0.",
+                post_norms="1 where a norm of the block takes the sum, and nothing else does; else 0.",
             ),
             _role(
                 "norm",

@@ -42,6 +42,7 @@ def stack(drafts: Iterable[Draft], rule: Rule, index: int, axis: str, label: str
                 "trainable": False,
                 "seed": None,
                 "gate": False,
+                "lr": 1.0,
             }
             draft.parameters[name] = (parameter.model_copy(update=changed), at)
         draft.merge, draft.loss, draft.losses, draft.schedule = {}, {}, {}, {}

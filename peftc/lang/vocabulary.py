@@ -31,6 +31,8 @@ from peftc.lang.results import (
     recurs,
     renamed_length,
     renames,
+    repeat_lengths,
+    repeats,
     right,
     runs_on,
     same,
@@ -47,7 +49,7 @@ from peftc.lang.sizes import FUNCTIONS
 AXIS = Setting("axis", "The axis it works along.")
 ACTIVATIONS = (
     *("relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "elu", "leaky_relu", "quick_gelu"),
-    "identity",
+    *("gelu_tanh", "identity"),
 )
 _ONE: tuple[tuple[str, Takes], ...] = (("x", "value"),)
 _NOT_ZERO_AT_ZERO = frozenset({"sigmoid", "softplus", "exp", "log"})
@@ -76,6 +78,7 @@ def _define() -> None:
         ("elu", "x above 0, else eˣ − 1.", "torch.nn.functional.elu"),
         ("leaky_relu", "x above 0, else x / 100.", "torch.nn.functional.leaky_relu"),
         ("quick_gelu", "x · sigmoid(1.702 x).", "peftc.quick_gelu"),
+        ("gelu_tanh", "gelu by its approximation with tanh, which the first models had.", "peftc.gelu_tanh"),
         ("stop_gradient", "x, as a constant: no gradient goes through.", "torch.detach"),
     ):
         zero = never if name in _NOT_ZERO_AT_ZERO else always
@@ -162,7 +165,10 @@ def _define() -> None:
             _ONE,
             same,
             "peftc.clamp",
-            {"min": Setting("number", "The least."), "max": Setting("number", "The most.")},
+            {
+                "min": Setting("number", "The least.", default=float("-inf")),
+                "max": Setting("number", "The most.", default=float("inf")),
+            },
         ),
         Operation(
             "rename",
@@ -386,12 +392,31 @@ def _define() -> None:
             longer="axis",
         ),
         Operation(
+            "repeat",
+            "x once for each of an axis of `like`, as it is where it has the axis.",
+            (("x", "value"), ("like", "value")),
+            repeats,
+            "peftc.repeat",
+            {"axis": AXIS},
+            lengths=repeat_lengths,
+            meets=False,
+        ),
+        Operation(
             "see_prefix",
             "A mask opened for so many keys in front; an absent mask stays absent.",
             (("mask", "value"), ("length", "number")),
             keeps,
             "peftc.see_prefix",
-            {"axis": Setting("axis", "The mask's axis of keys.", default="keys")},
+            {
+                "axis": Setting("axis", "The mask's axis of keys.", default="keys"),
+                "visible": Setting(
+                    "choice",
+                    "always: every query sees the new keys; window: in attention with a sliding window, they stand "
+                    "at the places before the first key, and fall out of the window as others do.",
+                    default="always",
+                    choices=("always", "window"),
+                ),
+            },
             longer="axis",
         ),
     ):

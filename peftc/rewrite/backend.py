@@ -61,7 +61,12 @@ class GraphBackend:
         graph: where nodes go.
         name: prefix of new nodes' names.
         meta: what every new node carries.
+
+    Attributes:
+        window: that of the attention around, if it has one.
     """
+
+    window = 0
 
     def __init__(self, graph: fx.Graph, name: str, meta: Mapping[str, Any]) -> None:
         self.graph, self.prefix, self.meta = graph, name, meta
@@ -171,7 +176,12 @@ class GraphBackend:
         kind = str(settings["kind"])
         if kind == "identity":
             return terms[0].held
-        return self.make(getattr(functional, kind, None) or operations.quick_gelu, terms[0].held)
+        own = {"quick_gelu": operations.quick_gelu, "gelu_tanh": operations.gelu_tanh}
+        return self.make(own.get(kind) or getattr(functional, kind), terms[0].held)
+
+    def lower_gelu_tanh(self, terms: Terms, _: Settings, __: Axes) -> object:
+        """The approximation of gelu with tanh."""
+        return self.make(operations.gelu_tanh, terms[0].held)
 
     def lower_quick_gelu(self, terms: Terms, _: Settings, __: Axes) -> object:
         """torch has none of this name."""
@@ -331,14 +341,27 @@ class GraphBackend:
             held = self.make(operations.repeat_like, held, second.held, missing)
         return self.make(torch.cat, (held, second.held), axes.index(str(settings["axis"])))
 
-    def lower_see_prefix(self, terms: Terms, _: Settings, __: Axes) -> object:
-        """A mask with keys in front that all queries see. An absent one stays so, unless it means causal."""
+    def lower_repeat(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """One axis more."""
+        term, like = terms
+        axis = str(settings["axis"])
+        if axis in term.axes:
+            return term.held
+        return self.make(operations.repeat_for, term.held, like.held, like.axes.index(axis))
+
+    def lower_see_prefix(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """A mask with keys in front that all queries see, or those that have them in their window.
+
+        An absent one stays so, unless it means causal or there is a window.
+        """
         mask, length = terms[0].held, cast(int, terms[1].held)
+        window = (self.window,) if settings["visible"] == "window" and self.window else ()
         if isinstance(mask, AbsentMask):
-            if not mask.causal:
+            if not (mask.causal or window):
                 return mask
-            mask = self.make(operations.causal_mask, mask.query, mask.key)
-        return self.make(operations.open_mask, mask, length)
+            make = operations.causal_mask if mask.causal else operations.full_mask
+            mask = self.make(make, mask.query, mask.key)
+        return self.make(operations.open_mask, mask, length, *window)
 
     def place(self, term: Term, settings: Mapping[str, Constant]) -> int:
         """Position of the axis that a setting names, from the end."""

@@ -30,7 +30,9 @@ def backend_for(graph: fx.Graph, name: str, meta: Mapping[str, Any], site: Site,
             return GatherBackend(graph, name, meta, call)
         case Routing():
             return StackBackend(graph, name, meta, form, site.stack)
-    return GraphBackend(graph, name, meta)
+    backend = GraphBackend(graph, name, meta)
+    backend.window = site.window
+    return backend
 
 
 @dataclass(frozen=True)

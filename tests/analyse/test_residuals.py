@@ -15,7 +15,10 @@ from tests.zoo import entry, inputs
 def found(model: Any, given: dict[str, Any]) -> dict[str, tuple[str, int]]:
     """Layer, scope and part → path of the module, and how many norms take the sum."""
     return {
-        f"{site.layer} {site.scope}{'.' if site.scope else ''}{site.part}": (site.path, site.sizes["norms"])
+        f"{site.layer} {site.scope}{'.' if site.scope else ''}{site.part}": (
+            site.path,
+            site.sizes["post_norms"],
+        )
         for site in peftc.sites(model, given)
         if site.role == "residual" and ".encoder.layers" not in site.path
     }

@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
     [
         ("lora", "lora:q,v"),
         ("prefix", "prefix:5"),
+        ("prefix_mlp", "prefix_mlp:5(hidden=8)"),
         ("prompt", "prompt:5"),
         ("bitfit", "bitfit"),
         ("layernorm", "layernorm"),

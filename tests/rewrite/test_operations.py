@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from peftc.errors import RuleError
+from peftc.graphs.operations import open_mask
 from peftc.lang import OPERATIONS, Term, Walk, parse, read_axes
 from peftc.lang.source import Place
 from peftc.rewrite.backend import GraphBackend
@@ -106,6 +107,12 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("softplus(x)", "batch seq d", lambda x, **_: torch.log1p(torch.exp(x))),
     ("elu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, torch.exp(x) - 1)),
     ("leaky_relu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, x / 100)),
+    (
+        "gelu_tanh(x)",
+        "batch seq d",
+        lambda x, **_: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    ),
+    ("activate(x, kind='gelu_tanh')", "batch seq d", lambda x, **_: functional.gelu(x, approximate="tanh")),
     ("quick_gelu(x)", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='quick_gelu')", "batch seq d", lambda x, **_: x * torch.sigmoid(1.702 * x)),
     ("activate(x, kind='elu')", "batch seq d", lambda x, **_: functional.elu(x)),
@@ -121,6 +128,8 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("mean(x, axis='seq', over=m)", "batch d", lambda x, **_: torch.stack([x[0, :3].mean(0), x[1].mean(0)])),
     ("sum(x, axis='seq', over=m)", "batch d", lambda x, **_: torch.stack([x[0, :3].sum(0), x[1].sum(0)])),
     ("mean(x, axis='seq', over=s)", "batch d", lambda x, **_: x[:, [1, 3, 4]].mean(1)),
+    ("repeat(w, x, axis='batch')", "batch d e", lambda w, **_: torch.stack([w, w])),
+    ("repeat(x, u, axis='batch')", "batch seq d", lambda x, **_: x),
     ("mean(x @ v, axis='seq', over=m)", "batch", lambda x, v, **_: torch.stack([(x @ v)[0, :3].mean(), (x @ v)[1].mean()])),
     ("max(x, axis='d')", "batch seq", lambda x, **_: x.max(-1).values),
     ("length(w, axis='d')", "e", lambda w, **_: w.pow(2).sum(0).sqrt()),
@@ -159,7 +168,8 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("(svd_u(w, 2) * svd_s(w, 2)) @ svd_vh(w, 2)", "d e", lambda w, **_: two_largest(w)),
     ("dropout(x, p=0)", "batch seq d", lambda x, **_: x),
     ("concat(v * v, w, axis='d')", "", lambda **_: torch.zeros(())),
-    ("see_prefix(m, 2, axis='seq')", "batch seq", lambda m, **_: functional.pad(m, (2, 0), value=0)),
+    ("see_prefix(x, 2, axis='d')", "batch seq d", lambda x, **_: torch.cat([*[x.amax(-1, keepdim=True)] * 2, x], -1)),
+    ("clamp(x, min=0)", "batch seq d", lambda x, **_: x.clamp(min=0)),
 ]  # fmt: skip
 
 
@@ -207,7 +217,6 @@ def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
         ("rename(x, axis='seq', to='D')", "'D' is no name of an axis"),
         ("rename(x, axis='e', to='f')", "[batch seq d] has no axis 'e'"),
         ("cayley(v)", "[d] has no two last axes with names"),
-        ("clamp(x, min=0)", "clamp needs its setting 'max'"),
         ("length(x)", "length needs its setting 'axis'"),
         ("kron(w, q, rows='m', columns='n')", "must each have two axes that the other lacks"),
         ("kron(w, p, rows='m', columns='m')", "[]: 'm' is no name of an axis"),
@@ -235,3 +244,14 @@ def test_what_does_not_fit_is_refused(text: str, said: str) -> None:
     with pytest.raises(RuleError) as caught:
         run(text)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_mask_that_is_added_is_opened_as_one_of_truth_values_is(window: int) -> None:
+    seen = torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(0)) > 0.3
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    opened = open_mask(seen, 2, window)
+    assert torch.equal(open_mask(added, 2, window) == 0, opened)
+    # The queries stand at the last four of five keys, 1 to 4, the new keys at -2 and -1.
+    want = [[not window or place - before < window for before in (-2, -1)] for place in range(1, 5)]
+    assert opened[1, 0, :, :2].tolist() == want

@@ -10,7 +10,7 @@ from torch import fx, nn
 import peftc
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import ADDED, operator_name
-from peftc.lang import Packing, read_text
+from peftc.lang import Packing
 from peftc.quantised import quantise, quantised_in, standing_in
 from peftc.rewrite import bind
 from tests.models import llama
@@ -47,7 +47,7 @@ def test_blocks_still_share_their_functions() -> None:
 
 
 def test_an_expression_gets_the_weight_right_before_it() -> None:
-    compiled: Any = peftc.compile(llama(), ["nf4", read_text(DORA, "dora.toml")], defaults=False)
+    compiled: Any = peftc.compile(llama(), ["nf4", DORA], defaults=False)
     graph = rewritten(compiled)
     assert count(graph, "dequantise") == 4  # q and v of two layers
     nodes = list(graph.nodes)
@@ -60,7 +60,7 @@ def test_an_expression_gets_the_weight_right_before_it() -> None:
 
 
 def test_a_turned_weight_is_turned_back_for_whoever_else_reads_it() -> None:
-    compiled: Any = peftc.compile(conv(), ["nf4", read_text(DORA, "dora.toml")], defaults=False)
+    compiled: Any = peftc.compile(conv(), ["nf4", DORA], defaults=False)
     graph = rewritten(compiled)
     assert count(graph, "quantised_linear") == 8
     assert all(

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, p_k: Tensor, p_v: Tensor) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    p_k: Tensor,
+    p_v: Tensor,
+    prefix_seen: Tensor | None = None,
+) -> Tensor:
     """softmax(q [P_k; K]ᵀ / √d) [P_v; V]; `seen` [batch queries keys] says which tokens a query sees.
+
+    `prefix_seen` [queries length] says the same of the prefix, where not all of it is seen.
 
     P_k and P_v are [kv_heads length width], or one for each row of the batch.
     Keys may have fewer heads than queries: query head i reads key head i // group.
@@ -22,9 +32,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, p_k: Tensor, p_v: Tens
     for head in range(heads):
         own = head // group
         prefix_scores = q[:, head] @ p_k[..., own, :, :].transpose(-1, -2) / width**0.5
+        if prefix_seen is not None:
+            prefix_scores = prefix_scores.masked_fill(~prefix_seen, float("-inf"))
         token_scores = (q[:, head] @ k[:, own].transpose(1, 2) / width**0.5).masked_fill(~seen, float("-inf"))
         weights = torch.cat([prefix_scores, token_scores], -1).exp()
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)  # padding may see nothing at all
         length = p_k.shape[-2]
         outputs.append(weights[..., :length] @ p_v[..., own, :, :] + weights[..., length:] @ v[:, own])
     return torch.cat(outputs, -1)
@@ -130,12 +142,24 @@ class BertReference(nn.Module):
 
 
 class LlamaReference(nn.Module):
-    """In place of the decoder's self attention; tokens are rotated as `position_embeddings` say."""
+    """In place of the decoder's self attention; tokens are rotated as `position_embeddings` say.
+
+    `window` is how many tokens back a query sees, with itself; the prefix falls out of it if it `slides`.
+    """
 
     def __init__(
-        self, own: Any, p_k: Tensor, p_v: Tensor, padding: Callable[[], Tensor], gate: Gate | None = None
+        self,
+        own: Any,
+        p_k: Tensor,
+        p_v: Tensor,
+        padding: Callable[[], Tensor],
+        gate: Gate | None = None,
+        *,
+        window: int = 1000,
+        slides: bool = False,
     ) -> None:
         super().__init__()
+        self.window, self.slides = window, slides
         self.own, self.p_k, self.p_v, self.padding, self.gate = own, p_k, p_v, padding, gate
 
     def forward(
@@ -157,6 +181,9 @@ class LlamaReference(nn.Module):
         v = split(self.own.v_proj(hidden_states))
         places = torch.arange(length)
         seen = (places[None, :] <= places[:, None])[None] & self.padding().bool()[:, None, :]
+        seen = seen & (places[:, None] - places[None, :] < self.window)
         p_k, p_v = gated(self.gate, hidden_states, self.p_k, self.p_v)
-        out: Tensor = self.own.o_proj(attend(q, k, v, seen, p_k, p_v))
+        before = torch.arange(-p_k.shape[-2], 0)
+        prefix_seen = places[:, None] - before[None, :] < self.window if self.slides else None
+        out: Tensor = self.own.o_proj(attend(q, k, v, seen, p_k, p_v, prefix_seen))
         return out, None

@@ -29,7 +29,7 @@ def model_of(model_type: str, way: str) -> Any:
 
 
 def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.abs().max()))
+    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
 
 
 def own_parameters(compiled: Any, path: str) -> dict[str, dict[str, Tensor]]:

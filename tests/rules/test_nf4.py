@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import peftc
-from peftc.lang import read_text
 from peftc.quantised import quantised_in, unpacked
 from tests.models import bert, llama, package_file, padding, randomise, smollm2, tokens
 from tests.quantised.by_hand import blocks, nf4_values
@@ -106,10 +105,10 @@ def whole(model: Any, compiled: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "rules"),
     [
-        pytest.param(llama, [read_text(DORA, "dora.toml")], id="dora"),
-        pytest.param(llama, [read_text(PISSA, "pissa.toml")], id="pissa"),
+        pytest.param(llama, [DORA], id="dora"),
+        pytest.param(llama, [PISSA], id="pissa"),
         pytest.param(bert, ["bitfit", "prefix:3", "lora:q@1"], id="biases and keys"),
-        pytest.param(conv, [read_text(DORA, "dora.toml"), "lora:o"], id="turned and fused"),
+        pytest.param(conv, [DORA, "lora:o"], id="turned and fused"),
     ],
 )
 def test_other_rules_read_what_is_left_of_the_weight(make: Callable[[], Any], rules: list[Any]) -> None:

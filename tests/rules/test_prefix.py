@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 
 import peftc
-from tests.models import BATCH, LENGTH, WORDS, bert, llama, minilm, padding, randomise, smollm2, tokens
+from peftc.errors import MatchError
+from tests.models import (
+    BATCH,
+    LENGTH,
+    WORDS,
+    bert,
+    llama,
+    minilm,
+    mistral,
+    padding,
+    randomise,
+    smollm2,
+    tokens,
+)
 from tests.rules.references import BertReference, LlamaReference
 
 PREFIX = 5
@@ -166,6 +179,86 @@ def test_padding_stays_hidden_and_the_prefix_stays_seen() -> None:
     assert torch.equal(gradients[0].abs().sum(-1) > 0, mask.bool())
     for gradient in gradients[1:]:
         assert bool((gradient.abs().sum(-1) > 0).all())
+
+
+@pytest.fixture(params=["always", "window"])
+def sliding(request: pytest.FixtureRequest) -> Any:
+    """(visible, model whose queries see four tokens, compiled)"""
+    model = mistral()
+    compiled: Any = peftc.compile(model, [f"prefix:{PREFIX}(visible={request.param})"], defaults=False)
+    randomise(compiled)
+    return request.param, model, compiled
+
+
+def test_a_prefix_under_a_sliding_window(sliding: Any) -> None:
+    visible, model, compiled = sliding
+    copied = copy.deepcopy(model)
+    for path, own in prefixes(compiled).items():
+        module = copied.get_submodule(path)
+        real = lambda: padding(left=True)  # noqa: E731
+        reference = LlamaReference(module, own["P_k"], own["P_v"], real, window=4, slides=visible == "window")
+        copied.set_submodule(path, reference)
+    ids, mask = tokens(), padding(left=True)
+    got, want = (each(ids, attention_mask=mask).logits[mask.bool()] for each in (compiled, copied))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    parameters = [p for p in compiled.parameters() if p.requires_grad]
+    for one, other in zip(
+        *(torch.autograd.grad(out.square().sum(), parameters) for out in (got, want)), strict=True
+    ):
+        assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
+
+
+def test_decoding_past_the_window_is_one_forward(sliding: Any) -> None:
+    _, _, compiled = sliding
+    ids = tokens(length=14)
+    with torch.no_grad():
+        whole = compiled(ids).logits
+        step = compiled(ids[:, :3], use_cache=True)
+        got, cache = [step.logits], step.past_key_values
+        for start, stop in ((3, 4), (4, 9), (9, 10), (10, 11), (11, 14)):
+            step = compiled(ids[:, start:stop], past_key_values=cache, use_cache=True)
+            got.append(step.logits)
+    torch.testing.assert_close(torch.cat(got, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_takes_keys_of_each_row_apart() -> None:
+    compiled: Any = peftc.compile(llama(num_hidden_layers=1), [f"prefix:{PREFIX}(drop=0.5)"], defaults=False)
+    randomise(compiled)
+    ids = tokens()[:1].expand(3, -1)
+    with torch.no_grad():
+        assert torch.equal(compiled.eval()(ids).logits[0], compiled(ids).logits[1])
+        one, other, third = compiled.train()(ids).logits
+        assert not torch.equal(one, other)
+        assert not torch.equal(other, third)
+        many = torch.stack([compiled(ids).logits.mean(0) for _ in range(200)]).mean(0)
+    assert (many - one).abs().max() < (other - one).abs().max(), "on average it is the whole prefix, nearly"
+    compiled(ids).logits.sum().backward()
+    for tensors in prefixes(compiled).values():
+        assert all(bool(tensor.grad.abs().max() > 0) for tensor in tensors.values())  # type: ignore[union-attr]
+
+
+TEXT = f"prefix:{PREFIX}(init=text, positions=shift)"
+
+
+def test_a_text_is_a_prefix() -> None:
+    """With the keys and values of a text in front, the model goes on as if the text were there."""
+    model, text, ids = llama(), tokens(batch=2, length=PREFIX + 2, seed=1), tokens()
+    compiled: Any = peftc.compile(model, [TEXT], defaults=False, data={"input_ids": text})
+    before = text[:1, :PREFIX].expand(len(ids), -1)
+    with torch.no_grad():
+        want = model(torch.cat([before, ids], 1)).logits[:, PREFIX:]
+        torch.testing.assert_close(compiled(ids).logits, want, atol=1e-5, rtol=1e-5)
+    compiled(ids).logits.sum().backward()
+    for tensors in prefixes(compiled).values():
+        assert all(bool(tensor.grad.abs().max() > 0) for tensor in tensors.values())  # type: ignore[union-attr]
+
+
+def test_a_text_has_to_be_long_enough() -> None:
+    with pytest.raises(MatchError, match="there are none"):
+        peftc.compile(llama(), [TEXT], defaults=False)
+    with pytest.raises(MatchError, match="P_k starts as cannot be computed") as caught:
+        peftc.compile(llama(), [TEXT], defaults=False, data={"input_ids": tokens(length=PREFIX - 1)})
+    assert "longer texts" in str(caught.value)
 
 
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:

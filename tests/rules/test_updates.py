@@ -64,7 +64,7 @@ def made(name: str, rules: str) -> Case:
         first = logits(compiled, given)
         with compiled.disable_adapter():
             plain = logits(compiled, given)
-    shake(compiled)
+    shake(compiled, 0.1 if name == "t5" else 0.2)  # scores without a factor are steep in their inputs
     return Case(model, compiled, given, float((first - plain).abs().max() / plain.abs().max()))
 
 
@@ -74,13 +74,13 @@ def logits(model: Any, given: dict[str, Tensor]) -> Tensor:
     return found
 
 
-def shake(compiled: Any) -> None:
+def shake(compiled: Any, std: float = 0.2) -> None:
     """Random values in place of the initial ones, frozen ones included; scales keep away from 0."""
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for each in compiled.peftc_plan.new_tensors:
             parameter, path = compiled.get_parameter(each.path), each.path
-            drawn = 0.2 * torch.randn(parameter.shape, generator=generator)
+            drawn = std * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + drawn if path.rpartition(".")[2] in ("l", "m") else drawn)
 
 

@@ -213,6 +213,20 @@ def test_the_length_gets_no_gradient() -> None:
     assert not torch.allclose(held["A"].grad, found[False], atol=1e-3)
 
 
+def test_rows_of_zeros_have_no_direction_and_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(linear := nn.Linear(6, 5))
+    with torch.no_grad():
+        linear.weight[2] = 0.0
+    x = torch.randn(4, 6)
+    compiled: Any = peftc.compile(model, ["dora:path=*(rank=2)"], {"input": x}, defaults=False)
+    torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).square().sum().backward()
+    for name, parameter in compiled.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    torch.testing.assert_close(compiled.merge_and_unload()(x), model(x))
+
+
 def test_scales_act_on_keys_values_and_inner_activations_alone() -> None:
     for model in (llama(), conv(), bert()):
         plan = peftc.plan(model, ["ia3"], defaults=False)
