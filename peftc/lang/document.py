@@ -334,6 +334,11 @@ class Use(Data):
         description="A name for what the used rule adds to the port that it rewrites as `port + …`; `rewrite` then "
         "says what becomes of it.",
     )
+    where: Texts = Field(
+        default=(),
+        description="Conditions on this rule's options, for every section of the used rule besides its own: so an "
+        "option can choose among uses.",
+    )
     match: MatchChange = Field(default_factory=MatchChange, description="What is different about its sites.")
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Parameters to replace or to add."

@@ -49,6 +49,7 @@ class Overrides:
             for draft in self.drafts:
                 draft.merge = {}
         self._match()
+        self._where()
         self._refuse_taken()
         for port, text in self.use.rewrite.items():
             self._rewrite(port, Line(text, self.place("rewrite", port)))
@@ -98,6 +99,21 @@ class Overrides:
             for line in told:
                 line.check_names(known.__contains__, say)
             draft.where = [line.renamed(self.options) for line in told]
+
+    def _where(self) -> None:
+        """Conditions on the composite's own options, for all sections."""
+        for index, text in enumerate(self.use.where):
+            line = Line(text, self.place("where", index), condition=True)
+            line.check_names(
+                self.own_options.__contains__,
+                lambda node, expression: expression.fault(
+                    "R027", node, f"{node.id!r} is no option here", instead(node.id, self.own_options)
+                ),
+            )
+            for draft in self.drafts:
+                draft.where.append(line)
+        if self.use.where:
+            self.drafts[0].follows = True  # where it stands in for the first, the user's parts are for it
 
     def _refuse_taken(self) -> None:
         """A binding or a parameter can replace its like, and nothing else."""

@@ -47,10 +47,12 @@ def test_equal_by_content_not_by_file() -> None:
 
 def test_a_section_is_on_by_its_options() -> None:
     rule = LIBRARY.rule("prefix")
-    (shift,) = rule.also
-    assert not is_on(rule, shift, {"length": 3, "positions": "keep"})
-    assert is_on(rule, shift, {"length": 3, "positions": "shift"})
-    assert is_on(rule, rule, {"length": 3, "positions": "keep"})
+    text, shift = rule.also
+    plain = {"length": 3, "positions": "keep", "init": "random"}
+    assert [is_on(rule, each, plain) for each in rule.sections] == [True, False, False]
+    assert is_on(rule, shift, {**plain, "positions": "shift"})
+    assert is_on(rule, text, {**plain, "init": "text"})
+    assert not is_on(rule, rule, {**plain, "init": "text"})
 
 
 def test_a_site_is_left_out_with_its_reason() -> None:

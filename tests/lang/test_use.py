@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from peftc.errors import RuleError, UnknownOptionError
-from peftc.lang import Bound, Library, Rule, bind, check, default_library, flatten, load_rule, read_text
+from peftc.lang import (
+    Bound,
+    Library,
+    Rule,
+    bind,
+    check,
+    default_library,
+    flatten,
+    is_on,
+    load_rule,
+    read_text,
+)
 
 SHIPPED = default_library()
 
@@ -16,6 +27,7 @@ HEAD = 'format = 1\nname = "both"\nsummary = "Two rules at once."\n'
 LORA = '\n[[use]]\nrule = "lora"\n'
 PREFIX = '\n[[use]]\nrule = "prefix"\n'
 BOTTLENECK = '\n[[use]]\nrule = "bottleneck"\n'
+CHOICE = '[options]\nkind = { default = "a", choices = ["a", "b"] }\n'
 COUNT = "[options]\ncount = { default = 2, min = 1 }\n"
 
 
@@ -43,6 +55,9 @@ prefix_drop   = { default = 0.0, min = 0, max = 1, help = "Dropout on the keys a
 prefix_visible.default = "always"
 prefix_visible.choices = ["always", "window"]
 prefix_visible.help    = "Under a sliding window. always: every query sees the prefix; window: it falls out of it as tokens do."
+prefix_init.default = "random"
+prefix_init.choices = ["random", "text"]
+prefix_init.help    = "text: the keys and values of the first tokens of data, of its first row, as the model makes them."
 prefix_positions.default = "keep"
 prefix_positions.choices = ["keep", "shift"]
 prefix_positions.help    = "keep: tokens keep their places; shift: the prefix takes the first ones."
@@ -71,6 +86,7 @@ match.role        = "attention"
 match.values.k    = "batch kv_heads keys head_dim"
 match.values.v    = "batch kv_heads keys value_dim"
 match.values.mask = "batch heads queries keys"
+match.where       = "prefix_init == 'random'"
 [also.parameters]
 prefix_P_k = { axes = "kv_heads keys=prefix_length head_dim", init = "normal(std=0.02)" }
 prefix_P_v = { axes = "kv_heads keys=prefix_length value_dim", init = "normal(std=0.02)" }
@@ -83,9 +99,27 @@ v    = "concat(dropout(repeat(prefix_v_prefix, v, axis='batch'), p=prefix_drop),
 mask = "see_prefix(mask, prefix_length, visible=prefix_visible)"
 
 [[also]]
+follows = true
+match.role        = "attention"
+match.values.k    = "batch kv_heads keys head_dim"
+match.values.v    = "batch kv_heads keys value_dim"
+match.values.mask = "batch heads queries keys"
+match.where       = "prefix_init == 'text'"
+[also.parameters]
+prefix_P_k = { axes = "kv_heads keys=prefix_length head_dim", init = "mean(first(first(k, prefix_length, axis='keys'), 1, axis='batch'), axis='batch')" }
+prefix_P_v = { axes = "kv_heads keys=prefix_length value_dim", init = "mean(first(first(v, prefix_length, axis='keys'), 1, axis='batch'), axis='batch')" }
+[also.let]
+prefix_k_prefix = "prefix_P_k"
+prefix_v_prefix = "prefix_P_v"
+[also.rewrite]
+k    = "concat(dropout(repeat(prefix_k_prefix, k, axis='batch'), p=prefix_drop), k, axis='keys')"
+v    = "concat(dropout(repeat(prefix_v_prefix, v, axis='batch'), p=prefix_drop), v, axis='keys')"
+mask = "see_prefix(mask, prefix_length, visible=prefix_visible)"
+
+[[also]]
 match   = { role = "positions", values = { p = "* seq" }, where = ["prefix_positions == 'shift'"] }
 rewrite = { p = "p + prefix_length" }
-"""
+"""  # noqa: E501 - an expression of a rule is one line
 
 
 def test_a_composite_is_its_flattened_rule() -> None:
@@ -99,7 +133,7 @@ def test_a_composite_is_its_flattened_rule() -> None:
     assert not rule.use
     by_hand = check(read_text(FLAT, "flat.toml"))
     required = [section.required for section in rule.sections]
-    assert required == [True, True, False]
+    assert required == [True, True, False, False]
     plain = rule.model_copy(
         update={"required": False, "also": tuple(s.model_copy(update={"required": False}) for s in rule.also)}
     )
@@ -231,7 +265,7 @@ CASES = [
     case("R037", LORA + 'let = { scale = "g", g = "scale" }'),
     case("R039", LORA + 'match.values = { x = "batch seq d_in", y = "batch seq d_out" }\nlet.scale = "mean(x, axis=\'d_in\')"'),
     case("R039", LORA + 'rewrite.y = "x"'),
-    case("R040", PREFIX + 'rewrite.mask = "see_prefix(mask, 3)"'),
+    case("R040", PREFIX.replace("prefix", "prefix_mlp") + 'rewrite.mask = "see_prefix(mask, 3)"'),
     case("R048", LORA.replace("lora", "lorra")),
     case("R051", LORA + "options.rnk = 3"),
     case("R051", LORA + "options.rank = 0"),
@@ -242,6 +276,9 @@ CASES = [
     case("R052", LORA + 'let.A = "1"'),
     case("R052", LORA + 'let.x = "1"'),
     case("R052", '[[use]]\nrule = "mam"\nmatch.part = "attention"'),
+    case("R027", CHOICE + LORA + "where = \"kin == 'a'\""),
+    case("R027", CHOICE + LORA + "where = \"kind == 'c'\""),
+    case("R027", LORA + 'where = "rank < 3"'),
     case("R065", PREFIX + 'fold = "k_prefx"'),
     case("R065", PREFIX + 'fold = "k_prefix"\nlet.k_prefix = "k_prefix * k"'),
     case("R005", BOTTLENECK + 'saved = "Count"'),
@@ -257,6 +294,19 @@ CASES = [
     case("R031", COUNT + BOTTLENECK + 'saved = "count"'),
     case("R031", COUNT + BOTTLENECK + 'saved = "count"\nadded = "z"\nrewrite.y = "y + max(z, axis=\'cuont\')"'),
 ]  # fmt: skip
+
+
+def test_an_option_chooses_among_uses() -> None:
+    a, b = LORA + "where = \"kind == 'a'\"\n", PREFIX + "where = \"kind == 'b'\"\n"
+    rule = composite(CHOICE + a + b)
+    told = {section.match.role: section.match.where for section in rule.sections}
+    assert told["linear",] == ("lora_rank < d_in", "lora_rank < d_out", "kind == 'a'")
+    assert told["positions",] == ("prefix_positions == 'shift'", "kind == 'b'")
+    for kind, roles in (("a", {"linear"}), ("b", {"attention"})):
+        options = {name: option.default for name, option in rule.options.items()} | {"kind": kind}
+        assert {
+            role for each in rule.sections if is_on(rule, each, options) for role in each.match.role
+        } == roles
 
 
 def test_what_is_folded_stays_folded_where_it_is_replaced() -> None:

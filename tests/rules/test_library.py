@@ -34,6 +34,7 @@ OTHER_AT_START = {
     "prompt": "its rows are drawn from the vocabulary",
     "prefix": "its keys are drawn at random",
     "prefix_mlp": "so are the keys that its network makes",
+    "p_tuning_v2": "it is a prefix",
     "mam": "it has a prefix",
     "unipelt": "it has a prefix, and gates of it",
     "compacter": "all of its matrices are drawn at random, near 0",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import peftc
+from peftc.errors import MatchError
 from tests.models import (
     BATCH,
     LENGTH,
@@ -234,6 +235,30 @@ def test_dropout_takes_keys_of_each_row_apart() -> None:
     compiled(ids).logits.sum().backward()
     for tensors in prefixes(compiled).values():
         assert all(bool(tensor.grad.abs().max() > 0) for tensor in tensors.values())  # type: ignore[union-attr]
+
+
+TEXT = f"prefix:{PREFIX}(init=text, positions=shift)"
+
+
+def test_a_text_is_a_prefix() -> None:
+    """With the keys and values of a text in front, the model goes on as if the text were there."""
+    model, text, ids = llama(), tokens(batch=2, length=PREFIX + 2, seed=1), tokens()
+    compiled: Any = peftc.compile(model, [TEXT], defaults=False, data={"input_ids": text})
+    before = text[:1, :PREFIX].expand(len(ids), -1)
+    with torch.no_grad():
+        want = model(torch.cat([before, ids], 1)).logits[:, PREFIX:]
+        torch.testing.assert_close(compiled(ids).logits, want, atol=1e-5, rtol=1e-5)
+    compiled(ids).logits.sum().backward()
+    for tensors in prefixes(compiled).values():
+        assert all(bool(tensor.grad.abs().max() > 0) for tensor in tensors.values())  # type: ignore[union-attr]
+
+
+def test_a_text_has_to_be_long_enough() -> None:
+    with pytest.raises(MatchError, match="there are none"):
+        peftc.compile(llama(), [TEXT], defaults=False)
+    with pytest.raises(MatchError, match="P_k starts as cannot be computed") as caught:
+        peftc.compile(llama(), [TEXT], defaults=False, data={"input_ids": tokens(length=PREFIX - 1)})
+    assert "longer texts" in str(caught.value)
 
 
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:

@@ -69,6 +69,38 @@ def test_one_network_for_all_layers(make: Callable[[], Any], kind: str) -> None:
         assert torch.equal(compiled(ids, attention_mask=mask).logits[real], got), "folded"
 
 
+def classifier(mlp: bool) -> tuple[Any, Any]:
+    """A model, and it compiled with the rule for tasks of understanding, in evaluation."""
+    model = bert()
+    settings = f"encoder=mlp, hidden={HIDDEN}" if mlp else "drop=0.1"
+    compiled: Any = peftc.compile(model, [f"p_tuning_v2:{LENGTH}({settings})"]).eval()
+    randomise(compiled)
+    return model, compiled
+
+
+@pytest.mark.parametrize("mlp", [False, True], ids=["alone", "mlp"])
+def test_p_tuning_v2(mlp: bool) -> None:
+    model, compiled = classifier(mlp)
+    assert set(compiled.peftc_plan.trained) == {"classifier.weight", "classifier.bias"}
+    found = {
+        path: {name.removeprefix("mlp_").removeprefix("prefix_"): held for name, held in own.items()}
+        for path, own in tensors(compiled).items()
+    }
+    made = written_out(found) if mlp else {path: (own["P_k"], own["P_v"]) for path, own in found.items()}
+    copied, ids, mask = copy.deepcopy(model), tokens(), padding()
+    copied.classifier = compiled.classifier
+    for path, (p_k, p_v) in made.items():
+        copied.set_submodule(path, BertReference(copied.get_submodule(path), p_k, p_v, lambda: mask))
+    parameters = [p for p in compiled.parameters() if p.requires_grad]
+    got, want = (each(ids, attention_mask=mask).logits for each in (compiled, copied))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), parameters) for out in (got, want))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
+    compiled.train()
+    assert not torch.equal(*(compiled(ids, attention_mask=mask).logits for _ in range(2))), "it drops out"
+
+
 def test_hf_peft() -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
