@@ -35,7 +35,8 @@ def window_of(mask: object, state: State) -> int:
     at = partial(edge, mask, nodes, state)
     found = sorted({number for node in nodes for number in numbers(node) if number < DYNAMIC_SIZE // 2})
     small = [number for number in found if number < SMALL]
-    tables = [value(node).shape[-1] for node in nodes if node.op == "get_attr" and value(node).dim() > 1]
+    held = [value(node) for node in nodes if node.op == "get_attr" and is_tensor(node)]
+    tables = [tensor.shape[-1] for tensor in held if tensor.dim() > 1]
     if window := at(max([2 * SMALL, *(size for size in tables if size <= LARGE)]), {}):
         return window
     for least in found[len(small) :]:
