@@ -68,14 +68,16 @@ def inputs(
             if value(node).dim() == 3 and shape(node)[1] == shape(ids)[-1]:
                 rows[node] = node
     asking, asked = crossing(cores, projections)
+    targets = {
+        node
+        for node, gather in rows.items()
+        if (node in asking and node not in asked) or (gather is None and node.name.startswith("decoder"))
+    }
     found = []
     for node, gather in rows.items():
         last, factor = scaled(node, state)
-        is_target = node in asking and node not in asked
-        if gather is None and not asking:
-            is_target = node.name.startswith("decoder")
-        scope = ("decoder" if is_target else "encoder") if asking else ""
-        found.append(Input(last, gather, "target" if is_target else "source", scope, factor))
+        scope = ("decoder" if node in targets else "encoder") if targets else ""
+        found.append(Input(last, gather, "target" if node in targets else "source", scope, factor))
     return tuple(found)
 
 

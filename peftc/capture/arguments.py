@@ -11,14 +11,14 @@ from typing import Literal
 
 Kind = Literal["ids", "rows", "mask", "places", "types", "targets", "points"]
 """Of one argument: token ids [… seq]; rows [… seq d]; a mask [… seq], whole numbers that say where tokens stand, or of
-which type they are; what each token is trained on; numbers of tokens [batch]."""
+which type they are; what each token is trained on; numbers or counts of tokens [batch …]."""
 
 KINDS: tuple[tuple[str, Kind], ...] = (
     (r"embeds\Z", "rows"),
     (r"mask\Z", "mask"),
-    (r"(start|end)_positions\Z|\Alogits_to_keep\Z", "points"),
+    (r"(start|end)_positions\Z|\Alogits_to_keep\Z|\Alengths\Z|\Amc_token_ids\Z", "points"),
     (r"position(_ids|s)?\Z", "places"),
-    (r"token_type|segment|langs\Z|\Abbox\Z", "types"),
+    (r"type_ids\Z|segment|langs\Z|\Abbox\Z", "types"),
     (r"labels\Z|targets\Z", "targets"),
     (r"ids\Z|tokens\Z", "ids"),
 )

@@ -67,8 +67,8 @@ class Call:
     """One call, taken apart.
 
     Attributes:
-        key: (name, shape) of each argument, in order of names, without those left at None; equal keys are served by
-            the same programs.
+        key: (name, shape) of each argument, in order of names, without those left at a default of None; equal keys are
+            served by the same programs.
         tensors: the tensors, in that order; see `take_apart` for lengths among them.
         arguments: what `forward` was given, by name; none in a call that stands for others.
     """
@@ -102,10 +102,11 @@ def read_call(
     """
     arguments = by_name(parameters, args, kwargs)
     defaults = parameters.defaults
+    needed = {name for name in parameters.names if name not in defaults}
     given = {
         name: arguments[name]
         for name in sorted(arguments)
-        if arguments[name] is not None or defaults.get(name) is not None
+        if arguments[name] is not None or defaults.get(name) is not None or name in needed
     }
     return call_with(given, lengths)
 

@@ -160,12 +160,12 @@ def hold(root: nn.Module, path: str, held: QuantisedWeight) -> None:
 
 
 def home(root: nn.Module, path: str) -> nn.Module:
-    """The module at a path, made of empty modules where it is not there yet."""
+    """The module at a path, made of empty modules, in the mode of those around them, where it is not there yet."""
     module = root
     for name in path.split("."):
         child = dict(module.named_children()).get(name)
         if child is None:
-            child = nn.Module()
+            child = nn.Module().train(module.training)
             module.add_module(name, child)
         module = child
     return module

@@ -117,6 +117,11 @@ class Side:
         return None
 
     @property
+    def dim(self) -> int:
+        """How many axes the ids have."""
+        return next((value.dim() for name, value in self.own.items() if kind_of(name) == "ids"), 2)
+
+    @property
     def continues(self) -> bool:
         """Whether the rows are in the cache; a mask as long as cache and tokens says that they are not."""
         if not self.past:
@@ -149,33 +154,43 @@ class Side:
         return found
 
     def longer(self, name: str, kind: Kind, value: Tensor, length: int) -> Tensor:
-        """One argument, grown."""
+        """One argument, grown; one that has another number of tokens than the call belongs to something else."""
         count = self.rows
+        if kind == "points":
+            return value + count
+        if kind == "mask":
+            return self.longer_mask(name, value, length)
+        paired = kind == "rows" or (kind == "types" and value.dim() > 2 and value.shape[-1] != length)
+        axis = -2 if paired else -1
+        if value.dim() < -axis or value.shape[axis] != length:
+            return value
+        if kind == "places" and self.past:
+            return value + count
+        front = value.narrow(axis, 0, 1).expand(
+            *value.shape[: value.dim() + axis], count, *value.shape[value.dim() + axis + 1 :]
+        )
         match kind:
-            case "points":
-                return value + count
-            case "places" if self.past:
-                return value + count
             case "rows":
-                return torch.cat([value.new_zeros(*value.shape[:-2], count, value.shape[-1]), value], -2)
-            case "mask" if value.dim() != 2 and value.dim() != 3:
-                raise unknown(name, count, "give a mask [batch tokens]")
-            case "mask":
-                front = value.new_ones(*value.shape[:-1], count)
-            case "targets" if value.is_floating_point() or value.dim() < 2 or value.shape[-1] != length:
-                return value
+                front = torch.zeros_like(front)
             case "targets":
-                front = value.new_full((*value.shape[:-1], count), UNTRAINED)
+                if value.is_floating_point():
+                    return value
+                front = torch.full_like(front, UNTRAINED)
             case "places":
-                places = torch.arange(count, dtype=value.dtype, device=value.device)
-                front, value = places.expand(*value.shape[:-1], count), value + count
-            case "types" if value.dim() > 2 and value.shape[-2] == length:
-                return torch.cat([value[..., :1, :].expand(*value.shape[:-2], count, -1), value], -2)
-            case "types":
-                front = value[..., :1].expand(*value.shape[:-1], count)
-            case _:
-                front = value.new_full((*value.shape[:-1], count), self.filler)
-        return torch.cat([front, value], -1)
+                front = torch.arange(count, dtype=value.dtype, device=value.device).expand_as(front)
+                value = value + count
+            case "ids":
+                front = torch.full_like(front, self.filler)
+        return torch.cat([front, value], axis)
+
+    def longer_mask(self, name: str, value: Tensor, length: int) -> Tensor:
+        """A mask with ones in front, for as many tokens as the call and its cache are told to have."""
+        told = length + max(self.past - self.rows, 0)
+        if value.dim() < 2 or value.shape[-1] != told:
+            return value
+        if value.dim() > 2 and value.dim() != self.dim:
+            raise unknown(name, self.rows, "give a mask [batch tokens]")
+        return torch.cat([value.new_ones(*value.shape[:-1], self.rows), value], -1)
 
     def refuse_unknown(self, name: str, value: Tensor, length: int) -> None:
         """Raise if an argument comes with the tokens, one of it for each, and nothing tells what it is."""
@@ -238,10 +253,16 @@ def first_states(value: Any) -> Tensor | None:
 
 
 def length_in_cache(arguments: Mapping[str, Any]) -> int:
-    """How many tokens are in the cache that a call was given; 0 where it has none."""
+    """How many tokens are in the cache that a call was given; 0 where it has none.
+
+    A cache of states that sum up all tokens so far does not tell their number: it has one, at least, or none.
+    """
     for value in arguments.values():
-        if callable(asked := getattr(value, "get_seq_length", None)):
-            return int(asked())
+        if callable(length := getattr(value, "get_seq_length", None)):
+            try:
+                return int(length())
+            except ValueError:
+                return int(value.has_previous_state())
     return 0
 
 

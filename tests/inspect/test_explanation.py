@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[[], Any]] = {"bert_tiny": bert, "llama_tiny": llama}
         ("prefix", "prefix:5"),
         ("prefix_mlp", "prefix_mlp:5(hidden=8)"),
         ("prompt", "prompt:5"),
+        ("p_tuning", "p_tuning:5(hidden=4)"),
         ("bitfit", "bitfit"),
         ("layernorm", "layernorm"),
         ("pfeiffer", "pfeiffer:8"),

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from peftc.errors import RuleError
+from peftc.graphs import operations
 from peftc.graphs.operations import open_mask
 from peftc.lang import OPERATIONS, Term, Walk, parse, read_axes
 from peftc.lang.source import Place
@@ -28,12 +29,16 @@ AXES = {
     "r": "batch f g",
     "i": "batch n",
     "t": "batch z",
+    "a": "gates d",
+    "b": "gates o",
+    "c": "gates",
 }
 
 
 def values() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = {"batch": 2, "seq": 5, "d": 4, "e": 3, "other": 4, "k": 2, "f": 3, "g": 2, "n": 3, "z": 6}
+    sizes |= {"gates": 8, "o": 2}
     made = {
         name: torch.randn([sizes[axis] for axis in axes.split()], generator=generator, dtype=torch.float64)
         for name, axes in AXES.items()
@@ -98,6 +103,16 @@ def softmax_of_some(x: Tensor, m: Tensor) -> Tensor:
     return out
 
 
+def recurrent(x: Tensor, a: Tensor, b: Tensor, c: Tensor, **_: Tensor) -> Tensor:
+    """torch's own module over x [batch seq d]."""
+    module = nn.LSTM(4, 2, batch_first=True, dtype=x.dtype)
+    with torch.no_grad():
+        for name, value in (("weight_ih", a), ("weight_hh", b), ("bias_ih", c), ("bias_hh", 0 * c)):
+            module.get_parameter(f"{name}_l0").copy_(value)
+    out: Tensor = module(x)[0].detach()
+    return out
+
+
 CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("relu(x)", "batch seq d", lambda x, **_: x.clamp(min=0)),
     ("gelu(x)", "batch seq d", lambda x, **_: x * (1 + torch.erf(x / 2**0.5)) / 2),
@@ -156,6 +171,12 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("first(x, 2, axis='seq')", "batch seq d", lambda x, **_: x[:, :2]),
     ("rows(w, i, axis='e')", "batch n d", lambda w, i, **_: functional.embedding(i, w.T)),
     ("rows(p, i, axis='f') @ p", "batch n f", lambda p, i, **_: functional.embedding(i, p) @ p.T),
+    ("sum(sampled(w, 6, axis='e'), axis='e')", "d", lambda w, **_: 2 * w.sum(1)),
+    ("cycled(x, 9, axis='seq', over=m)", "seq d", lambda x, **_: torch.cat([x[0, :3], x[1], x[0, :1]])),
+    ("cycled(x, 12, axis='seq')", "seq d", lambda x, **_: torch.cat([x[0], x[1], x[0, :2]])),
+    ("lstm(x, a, b, c, axis='seq')", "batch seq o", recurrent),
+    ("lstm(x, a, b, c, axis='seq', reverse=True)", "batch seq o",
+     lambda x, a, b, c, **_: recurrent(x.flip(1), a, b, c).flip(1)),
     ("gram(w, axis='e', to='f')", "e f", lambda w, **_: w.T @ w),
     ("gram(x, axis='d', to='f')", "d f", lambda x, **_: x.flatten(0, 1).T @ x.flatten(0, 1)),
     ("q + identity_like(q)", "d other", lambda q, **_: q + torch.eye(4, dtype=q.dtype)),
@@ -185,6 +206,13 @@ def test_it_is_what_torch_makes_of_it(text: str, axes: str, want: Callable[..., 
 def test_every_operation_is_here() -> None:
     used = " ".join(text for text, _, _ in CASES)
     assert not [name for name in OPERATIONS if f"{name}(" not in used]
+
+
+def test_a_recurrence_is_the_same_written_out() -> None:
+    given = values()
+    step, state, bias = (given[name] for name in "abc")
+    out = operations.lstm_steps(given["x"].transpose(0, 1), step, state, bias).transpose(0, 1)
+    torch.testing.assert_close(out, recurrent(given["x"], step, state, bias), atol=1e-12, rtol=1e-10)
 
 
 def test_no_gradient_goes_through_a_stop() -> None:
@@ -227,6 +255,11 @@ def test_a_rotation_is_orthogonal_and_starts_at_one() -> None:
         ("rows(w, i, axis='g')", "[d e] has no axis 'g'"),
         ("rows(w, x, axis='e')", "[d e] and the ids [batch seq d] both have d"),
         ("rows(2, i, axis='e')", "rows takes a value as x, not a constant"),
+        ("lstm(x, w, b, c, axis='seq')", "must be [gates in], [gates out] and [gates]"),
+        ("lstm(t, a, b, c, axis='z')", "[batch z] does not end in 'd'"),
+        ("cycled(x, 3, axis='e')", "[batch seq d] has no axis 'e'"),
+        ("cycled(w, 3, axis='e', over=m)", "[batch seq] has no axis 'e'"),
+        ("sampled(w, 0, axis='e')", "0 is no whole number above 0"),
         ("orthogonal(v)", "[d] has no two last axes with names"),
         ("gram(x, axis='d', to='seq')", "'seq' is there already"),
         ("dot(x, p, axis='d')", "[f g] has no axis 'd'"),

@@ -22,6 +22,7 @@ OPTIONS = {
     "oft": "(block=4)",
     "compacter": "(reduction=3)",
     "prompt": ":5",
+    "p_tuning": "(length=5, hidden=8)",
 }
 """Where the defaults do not fit a tiny model."""
 BESIDE = {"nf4": ["lora:q,v"]}
@@ -29,6 +30,7 @@ BESIDE = {"nf4": ["lora:q,v"]}
 SAVED = {"adapter_fusion": "bottleneck:8"}
 """Rules over adapters that were saved before, and what these are of."""
 OTHER_AT_START = {
+    "p_tuning": "its rows are made of what is drawn at random",
     "adapter_fusion": "the adapters that it fuses were trained",
     "nf4": "four bits leave something else of the weights",
     "prompt": "its rows are drawn from the vocabulary",

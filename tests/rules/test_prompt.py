@@ -368,6 +368,25 @@ def test_rows_in_front_of_rows() -> None:
         )
 
 
+@pytest.mark.slow
+def test_places_of_answers_move_with_the_text() -> None:
+    from transformers import BertForQuestionAnswering
+
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(bert(num_labels=2).config).eval()
+    compiled: Any = peftc.compile(model, [f"prompt:{ROWS}"], defaults=False)
+    ids, start, end = tokens(), torch.tensor([1, 2, 3]), torch.tensor([4, 2, 6])
+    got = compiled(ids, start_positions=start, end_positions=end)
+    embedded = torch.cat([rows(compiled).expand(BATCH, -1, -1), model.get_input_embeddings()(ids)], 1)
+    want = model(inputs_embeds=embedded)
+    torch.testing.assert_close(got.start_logits, want.start_logits[:, ROWS:])
+    entropies = [
+        nn.functional.cross_entropy(logits, places + ROWS)
+        for logits, places in ((want.start_logits, start), (want.end_logits, end))
+    ]
+    torch.testing.assert_close(got.loss, sum(entropies) / 2)
+
+
 def test_too_many_tokens_for_the_table_of_places() -> None:
     _, compiled = made("gpt2")
     with torch.no_grad():
