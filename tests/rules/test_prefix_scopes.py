@@ -33,7 +33,8 @@ class BartReference(nn.Module):
 
         def split(x: Tensor) -> Tensor:
             heads: int = self.own.num_heads
-            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+            out: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+            return out
 
         q, k, v = (
             split(project(x))
@@ -59,7 +60,6 @@ class T5Reference(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         position_bias: Tensor | None = None,
         **_: Any,
@@ -74,7 +74,8 @@ class T5Reference(nn.Module):
 
         def split(x: Tensor) -> Tensor:
             heads: int = self.own.n_heads
-            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+            out: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+            return out
 
         q, k, v = split(self.own.q(hidden_states)), split(self.own.k(source)), split(self.own.v(source))
         seen = torch.ones(batch, 1, queries, keys, dtype=torch.bool)
