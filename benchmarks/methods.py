@@ -66,12 +66,13 @@ def run_missing(arguments: argparse.Namespace, setting: Setting) -> int:
     for seed in arguments.seeds:
         jobs += [(record_path(setting, each.name, seed), each, seed) for each in entrants(arguments.only)]
     jobs = [job for job in jobs if is_missing(job[0], job[1], again=arguments.again)]
-    stop, failed = time.monotonic() + 60 * arguments.minutes, 0
+    failed = 0
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": str(ROOT)}
     with TemporaryDirectory() as folder:
         data = Path(folder)
         write_reviews(data)
+        stop = time.monotonic() + 60 * arguments.minutes
         for number, (path, entrant, seed) in enumerate(jobs, 1):
             if time.monotonic() > stop:
                 print(f"{len(jobs) - number + 1} runs are left", flush=True)

@@ -74,7 +74,7 @@ def entrant(name: str, choices: Mapping[str, Mapping[str, Any]], digests: Mappin
     """One, from its entry in the file of choices."""
     chosen = choices[name]
     rules, first = tuple(chosen.get("rules", (name,))), chosen.get("first")
-    of_rules = [digests[spec.partition(":")[0].partition("(")[0]] for spec in rules]
+    of_rules = [digests[name_of(spec)] for spec in rules]
     return Entrant(
         name=name,
         rules=rules,
@@ -84,6 +84,11 @@ def entrant(name: str, choices: Mapping[str, Mapping[str, Any]], digests: Mappin
         first=first,
         first_rate=None if first is None else choices[first]["learning_rate"],
     )
+
+
+def name_of(spec: str) -> str:
+    """The rule's, in a spec."""
+    return spec.partition(":")[0].partition("(")[0]
 
 
 def record_path(setting: Setting, name: str, seed: int) -> Path:

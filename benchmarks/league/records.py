@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
-from benchmarks.league.entrants import RESULTS, TIMES, Entrant, Setting, entrants
+from benchmarks.league.entrants import RESULTS, TIMES, Entrant, Setting, entrants, name_of
 from peftc.lang import Rule, default_library
 
 REFERENCE = "full"
@@ -70,8 +70,11 @@ class Standing:
 
 def standings(setting: Setting) -> tuple[Standing, ...]:
     """Every rule of the library, the best first, those without a record last."""
-    kinds = {rule.name: kind_of(rule) for rule in default_library().rules()}
-    found = [standing(setting, entrant, kinds[entrant.name]) for entrant in entrants()]
+    rules = {rule.name: rule for rule in default_library().rules()}
+    found = [
+        standing(setting, each, kind_of(*(rules[name_of(spec)] for spec in each.rules)))
+        for each in entrants()
+    ]
     return tuple(sorted(found, key=lambda each: (-each.accuracy if each.runs else 1.0, each.name)))
 
 
@@ -87,9 +90,10 @@ def standing(setting: Setting, entrant: Entrant, kind: str) -> Standing:
     return Standing(entrant, kind, runs, older)
 
 
-def kind_of(rule: Rule) -> str:
-    """Which of `KINDS` a rule is, from what its sections do."""
-    changing = [section for section in rule.sections if section.rewrite and not section.asked]
+def kind_of(*rules: Rule) -> str:
+    """Which of `KINDS` rules are together, from what their sections do."""
+    sections = [section for rule in rules for section in rule.sections]
+    changing = [section for section in sections if section.rewrite and not section.asked]
     if not changing:
         return KINDS[0]
     return KINDS[1] if all(section.merge for section in changing) else KINDS[2]

@@ -68,13 +68,15 @@ class Port:
     """Where one graph has a port.
 
     A result is the value of `node`. An operand is the argument `key` of `node`; so is a value only read. Where `since` is
-    a node, what is from there to `node` is computed anew for who reads the value, with what `since` then reads.
+    a node, what is from there to `node` is computed anew for who reads the value, with what `since` then reads. A `number`
+    is a value that every call of the graph has.
     """
 
     kind: str
     node: fx.Node
     key: int | str | None = None
     since: fx.Node | None = None
+    number: int | None = None
 
     @property
     def source(self) -> object:

@@ -24,7 +24,7 @@ from peftc.analyse.residuals import Residual, Seed, residuals
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import reached, table_parts
-from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.analyse.tokens import begins_a_text, token_inputs, tokens_of
 from peftc.analyse.windows import window_of
 from peftc.graphs.reading import (
     CONSTANT,
@@ -422,7 +422,8 @@ class SiteReader:
                 {"d_model": shape(last)[-1]},
                 evidence="child of a module list",
             )
-            yield site, Use(last, {"y": Port("result", last)})
+            begins = Port("value", last, number=int(begins_a_text(self.cores)))
+            yield site, Use(last, self.with_tokens({"y": Port("result", last), "begins": begins}, "y"))
 
     def positions(self) -> Iterator[tuple[Site, Use]]:
         """Places that read where tokens stand."""

@@ -29,3 +29,24 @@ def tokens_of(inputs: tuple[fx.Node, ...], x: object) -> fx.Node | None:
     if len(fitting) > 1:
         fitting = [node for node in fitting if str(value(node).shape[1]) == str(value(x).shape[1])]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def begins_a_text(cores: list[AttentionCore]) -> bool:
+    """Whether the tokens of a call are the first of their text: no attention has keys of a cache before them.
+
+    A cache that was made as long as a text can become holds keys from its first call on: there, one token is a next one.
+    """
+    for core in cores:
+        query, key = core.node.args[:2]
+        if not is_tensor(query) or not is_tensor(key):
+            continue
+        queries, (_, heads, keys, width) = shape(query)[-2], shape(key)
+        caches = [
+            shape(node)[2]
+            for node in ancestors(key)
+            if node.op == "placeholder" and is_tensor(node) and value(node).dim() == 4
+            and (shape(node)[1], shape(node)[3]) == (heads, width)
+        ]  # fmt: skip
+        if caches and keys > queries and (queries == 1 or keys not in caches):
+            return False
+    return True

@@ -251,6 +251,14 @@ def orthogonal(x: Tensor) -> Tensor:
     return columns.to(x.dtype)
 
 
+def at_ends(x: Tensor, first: int, last: int, axis: int) -> Tensor:
+    """Like x: 1 at the first and the last so many of what is not 0 along an axis, else 0."""
+    counts = x != 0
+    places = counts.cumsum(axis)
+    ends = (places <= first) | (places > places.amax(axis, keepdim=True) - last)
+    return (ends & counts).to(x.dtype)
+
+
 def masked(x: Tensor, keep: Tensor) -> Tensor:
     """x where `keep` (lined up with x) is not 0, else 0."""
     return torch.where(keep != 0, x, 0.0)

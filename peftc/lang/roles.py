@@ -221,6 +221,13 @@ ROLES: Mapping[str, Role] = MappingProxyType(
                 "The unit that a model repeats, from residual stream to residual stream.",
                 _port("x", "operand", "* d_model", "What the block reads."),
                 _port("y", "result", "* d_model", "What the block leaves."),
+                _TOKENS,
+                _port(
+                    "begins",
+                    "value",
+                    "",
+                    "1 in a call that begins a text, 0 in one that goes on with a cache.",
+                ),
             ),
             _role(
                 "positions",

@@ -276,6 +276,15 @@ def _define() -> None:
             lengths=first_lengths,
         ),
         Operation(
+            "at_ends",
+            "1 at the first so many and the last so many of what is not 0 along an axis, else 0.",
+            (("x", "value"), ("first", "number"), ("last", "number")),
+            keeps,
+            "peftc.at_ends",
+            {"axis": AXIS},
+            keeps_zeros=always,
+        ),
+        Operation(
             "sampled",
             "So many along an axis, drawn at random each time; none is drawn again before all have been.",
             (("x", "value"), ("count", "number")),

@@ -266,6 +266,11 @@ class GraphBackend:
         """The first along an axis."""
         return self.make(torch.narrow, terms[0].held, self.place(terms[0], settings), 0, terms[1].held)
 
+    def lower_at_ends(self, terms: Terms, settings: Settings, _: Axes) -> object:
+        """What stands first and last along an axis."""
+        held, first, last = (term.held for term in terms)
+        return self.make(operations.at_ends, held, first, last, self.place(terms[0], settings))
+
     def lower_sampled(self, terms: Terms, settings: Settings, _: Axes) -> object:
         """Some along an axis, at random."""
         return self.make(operations.sampled, terms[0].held, terms[1].held, self.place(terms[0], settings))

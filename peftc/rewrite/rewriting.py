@@ -248,7 +248,7 @@ class Rewriter:
 
     def in_copy(self, at: Port) -> Port:
         """A port in the nodes of this graph."""
-        return Port(at.kind, self.moved[at.node], at.key, None if at.since is None else self.moved[at.since])
+        return replace(at, node=self.moved[at.node], since=None if at.since is None else self.moved[at.since])
 
     def form(self, use: Use) -> Form:
         """How the values of a use are held, in the nodes of this graph."""
@@ -284,6 +284,8 @@ class Rewriter:
             if use.rows is not None:
                 return backend.make(operations.take_channels, node, use.rows)
             return backend.held(port, node)
+        if at.number is not None:
+            return at.number
         if at.since is not None:
             return self.computed_anew(at.since, at.node, backend)
         if port == "x" and (at.node, use.rows) in self.inputs:

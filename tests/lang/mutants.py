@@ -123,6 +123,7 @@ def surface(rule: Rule) -> str:
         roles = ", ".join(sorted(section.match.role))
         parts = ", ".join(sorted(section.match.part)) or "every part"
         lines.append(f"  at {roles}: {parts}{' if asked' if section.asked else ''}")
+        lines += [f"    fold {', '.join(section.fold)}"] if section.fold else []
         lines += [
             f"    train {port} {train.insert or ''}".rstrip() for port, train in sorted(section.train.items())
         ]
@@ -188,6 +189,8 @@ def _value(name: str, at: int, option: Option) -> Constant:
         return option.default
     drawn = 0.3 + 0.1 * (len(name) + ord(name[0]) % 7) / 7
     value = 2 + at % 8 if isinstance(option.default, int) else drawn
+    if (option.min, option.default) == (0, 1):
+        value = at % 2  # how many of very few
     return type(option.default)(min(max(value, option.min or -math.inf), option.max or math.inf))
 
 
@@ -230,6 +233,8 @@ def _at(rule: Rule, section: Section, role: str, options: Mapping[str, Constant]
 def _drawn(shape: tuple[int, ...], port: str) -> Tensor:
     """A value for a port: ids are whole numbers, of rows that every table here has."""
     drawn = torch.randn(shape, generator=_seeded(port))
+    if port == "tokens":
+        return (torch.arange(drawn.numel()) % 4 != 0).view(shape).to(drawn.dtype)
     return (100 * drawn).long().abs() % min(SIZES.values()) if port == "ids" else drawn
 
 

@@ -9,7 +9,17 @@ import sys
 import pytest
 
 from peftc.errors import RuleError, UnknownRuleError
-from peftc.lang import Rule, check, default_library, is_on, read_mapping, read_text, signature, unmet
+from peftc.lang import (
+    Constant,
+    Rule,
+    check,
+    default_library,
+    is_on,
+    read_mapping,
+    read_text,
+    signature,
+    unmet,
+)
 from peftc.lang.source import Source
 
 LIBRARY = default_library()
@@ -48,7 +58,7 @@ def test_equal_by_content_not_by_file() -> None:
 def test_a_section_is_on_by_its_options() -> None:
     rule = LIBRARY.rule("prefix")
     text, shift = rule.also
-    plain = {"length": 3, "positions": "keep", "init": "random"}
+    plain: dict[str, Constant] = {"length": 3, "positions": "keep", "init": "random"}
     assert [is_on(rule, each, plain) for each in rule.sections] == [True, False, False]
     assert is_on(rule, shift, {**plain, "positions": "shift"})
     assert is_on(rule, text, {**plain, "init": "text"})

@@ -123,6 +123,12 @@ CASES: list[tuple[str, str, Callable[..., Tensor]]] = [
     ("elu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, torch.exp(x) - 1)),
     ("leaky_relu(x)", "batch seq d", lambda x, **_: torch.where(x > 0, x, x / 100)),
     (
+        "at_ends(m, 1, 2, axis='seq')",
+        "batch seq",
+        lambda **_: torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]),
+    ),
+    ("at_ends(m, 0, 1, axis='seq')", "batch seq", lambda **_: torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]])),
+    (
         "gelu_tanh(x)",
         "batch seq d",
         lambda x, **_: x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
