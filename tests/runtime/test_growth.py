@@ -29,7 +29,7 @@ class Cache:
         return self.length
 
 
-def grown(growth: Growth = ONE, path: str = "", **arguments: Any) -> dict[str, Any]:
+def grown(growth: Growth = ONE, path: str = "", /, **arguments: Any) -> dict[str, Any]:
     return growth.grow(path, NAMES if TARGET in growth.paths else ("input_ids",), arguments)[0]
 
 
@@ -51,7 +51,8 @@ def grown(growth: Growth = ONE, path: str = "", **arguments: Any) -> dict[str, A
     ],
 )
 def test_one_argument(name: str, value: Tensor, want: list[int]) -> None:
-    found = grown(**{"input_ids": IDS, name: value})
+    given: dict[str, Any] = {"input_ids": IDS, name: value}
+    found = grown(ONE, "", **given)
     row = found[name] if found[name].dim() == 1 else found[name][0]
     assert row.tolist() == want
     assert found[name].dtype == value.dtype
@@ -99,8 +100,8 @@ def test_a_cache_without_the_rows_is_told_by_the_mask() -> None:
 
 
 def test_a_call_of_a_module_that_reads_nothing_stays() -> None:
-    assert torch.equal(grown(path="model.layers.0", hidden_states=IDS)["hidden_states"], IDS)
-    assert grown(path="model", input_ids=IDS)["input_ids"].shape == (2, 5)
+    assert torch.equal(grown(ONE, "model.layers.0", hidden_states=IDS)["hidden_states"], IDS)
+    assert grown(ONE, "model", input_ids=IDS)["input_ids"].shape == (2, 5)
 
 
 def test_an_encoder_and_a_decoder() -> None:
@@ -112,8 +113,12 @@ def test_an_encoder_and_a_decoder() -> None:
     longer = [torch.randn(2, 5, 4)]
     found = grown(BOTH, encoder_outputs=longer, attention_mask=mask, decoder_input_ids=said)
     assert found["attention_mask"].shape == (2, 5)
-    shorter = {"encoder_outputs": [torch.randn(2, 3, 4)], "attention_mask": mask, "decoder_input_ids": said}
-    assert grown(BOTH, **shorter)["attention_mask"].shape == (2, 3)
+    shorter: dict[str, Any] = {
+        "encoder_outputs": [torch.randn(2, 3, 4)],
+        "attention_mask": mask,
+        "decoder_input_ids": said,
+    }
+    assert grown(BOTH, "", **shorter)["attention_mask"].shape == (2, 3)
     inside = {"encoder_hidden_states": longer[0], "encoder_attention_mask": mask, "input_ids": said}
     found = BOTH.grow("decoder", ("input_ids", "encoder_attention_mask"), inside)[0]
     assert found["encoder_attention_mask"].shape == (2, 5)
@@ -130,7 +135,7 @@ def test_an_encoder_and_a_decoder() -> None:
 )
 def test_what_cannot_be_told_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ProgramError, match=said):
-        grown(input_ids=IDS, **arguments)
+        grown(ONE, "", input_ids=IDS, **arguments)
 
 
 def test_too_many_for_the_places_that_there_are() -> None:
