@@ -35,7 +35,10 @@ CHOICES = ("part", "layers", "path", "sites")
 
 @dataclass(frozen=True)
 class PartSelector:
-    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any."""
+    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any.
+
+    `decoder` alone is what the rule goes to by itself, in that scope.
+    """
 
     scope: str | None
     part: str
@@ -43,7 +46,19 @@ class PartSelector:
 
     def accepts(self, role: str, part: str, scope: str | None = None) -> bool:
         """Whether it chooses a site of this role, part and scope."""
-        return (self.scope is None or self.scope == (scope or "")) and accepts(role, self.part, part)
+        inside = self.scope is None or self.scope == (scope or "")
+        return inside and (not self.part or accepts(role, self.part, part))
+
+    def own(self, parts: tuple[str, ...]) -> tuple[PartSelector, ...]:
+        """What it chooses in a section for these parts: a scope alone, each of them in it."""
+        if self.part or not parts:
+            return (self,)
+        named = (_selector(part) for part in parts)
+        return tuple(
+            replace(each, scope=self.scope, text=self.text)
+            for each in named
+            if each.scope in (None, self.scope)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,9 @@ class Bound:
     def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
         """The parts that a section of the rule is for; none means every part of its roles."""
         if self.chooses(section) and (self.parts or self.path_glob):
-            words = known_words(section.match.role)
-            return tuple(selector for selector in self.parts if selector.part in words)
+            words = (*known_words(section.match.role), *([] if section.asked else [""]))
+            chosen = (selector for selector in self.parts if selector.part in words)
+            return tuple(own for selector in chosen for own in selector.own(section.match.part))
         return tuple(_selector(text) for text in section.match.part)
 
     def chooses(self, section: Section) -> bool:
@@ -231,7 +247,8 @@ def _names_parts(rule: Rule, text: str) -> bool:
     if rule.shorthand is None or isinstance(rule.options[rule.shorthand].default, str):
         return False
     words = known_words(chosen_roles(rule))
-    return all(word.strip().rpartition(".")[2] in words for word in text.split(","))
+    named = (word.strip() for word in text.split(","))
+    return all(word in SCOPES or word.rpartition(".")[2] in words for word in named)
 
 
 def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
@@ -328,6 +345,8 @@ class _Request:
     def _part(self, rule: Rule, word: str) -> PartSelector:
         selector = _selector(word)
         words = known_words(chosen_roles(rule))
+        if word in SCOPES:
+            return selector
         if selector.scope is not None and selector.scope not in SCOPES:
             hint = instead(selector.scope, SCOPES)
             raise self.fail(SpecError, "part", f"{word!r}: there is no scope {selector.scope!r}", hint)
@@ -359,6 +378,8 @@ class _Request:
 
 
 def _selector(text: str) -> PartSelector:
+    if text in SCOPES:
+        return PartSelector(text, "", text)
     scope, dot, part = text.rpartition(".")
     return PartSelector(scope if dot else None, part, text)
 

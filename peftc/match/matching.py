@@ -310,9 +310,8 @@ class Matcher:
         for selector in bound.parts:
             if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
                 continue
-            there = sorted(
-                {f"{site.scope}.{site.part}" if site.scope else site.part or OTHER for site in sites}
-            )
+            named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
+            there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})
             raise UnknownPartError(
                 f"{bound.label}: this model has no part {selector.text!r}",
                 hint=f"it has: {', '.join(there)}"
