@@ -43,6 +43,6 @@ def attention_cores(
         for part, operand in zip("qkv", node.args[:3], strict=True):
             for origin, index in flow.of(operand).items():
                 parts.setdefault(origin, {})[part] = index
-        readers = downstream(node, projections)
+        readers = downstream(node, projections, flow.order)
         cores.append(AttentionCore(node, parts, readers[0] if readers else None))
     return cores

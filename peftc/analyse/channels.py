@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from peftc.analyse.projections import Projection
+from peftc.analyse.streams import is_residual
 from peftc.graphs.reading import CONSTANT, hint, is_call, is_tensor, operator_name, shape, value
 
 MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten"
     " narrow contiguous clone movedim swapaxes repeat repeat_interleave roll flip expand_as view_as alias detach"
-    " to".split()
+    " to mT mH adjoint swapdims".split()
 )
 SPLITS = frozenset("split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk".split())
 POINTWISE = frozenset(
@@ -35,12 +36,15 @@ Channels = Mapping[fx.Node, Tensor]
 class ChannelFlow:
     """Answers, for any value, which channels reach it; each value is worked out once."""
 
-    def __init__(self, projections: Mapping[fx.Node, Projection]) -> None:
-        self.projections = projections
+    def __init__(self, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]) -> None:
+        self.projections, self.order = projections, order
         self.known: dict[fx.Node, dict[fx.Node, Tensor]] = {}
 
     def of(self, node: object) -> dict[fx.Node, Tensor]:
-        """Channels of the projections that reach a node without passing through another projection."""
+        """Channels of the projections that reach a node without passing through another projection.
+
+        Nor through a residual sum: what a layer leaves in the stream is no part of what the next one reads from it.
+        """
         if not isinstance(node, fx.Node) or node.op != "call_function":
             return {}
         if node not in self.known:
@@ -70,7 +74,7 @@ class ChannelFlow:
             return self.scattered(node)
         if name in ("cat", "stack"):
             return self.joined(node)
-        if name in POINTWISE:
+        if name in POINTWISE and not is_residual(node, self.order):
             return self.spread(node)
         return {}
 
@@ -159,8 +163,10 @@ def rows_of(index: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
     return tuple((int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
 
 
-def downstream(node: fx.Node, projections: Mapping[fx.Node, Projection]) -> list[fx.Node]:
-    """The projections that read a value first, through data movement and elementwise operations."""
+def downstream(
+    node: fx.Node, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]
+) -> list[fx.Node]:
+    """The projections that read a value first, through data movement and elementwise operations but no residual sum."""
     found: list[fx.Node] = []
     queue, seen = [node], {node}
     while queue:
@@ -169,8 +175,10 @@ def downstream(node: fx.Node, projections: Mapping[fx.Node, Projection]) -> list
             if user in projections:
                 if projections[user].x is current and user not in found:
                     found.append(user)
-            elif user not in seen and (
-                operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem
+            elif (
+                user not in seen
+                and (operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem)
+                and not is_residual(user, order)
             ):
                 seen.add(user)
                 queue.append(user)

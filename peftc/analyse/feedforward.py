@@ -52,7 +52,7 @@ def feed_forwards(
         if operator_name(node) not in ACTIVATIONS:
             continue
         activated = {origin: index for origin, index in flow.of(node.args[0]).items() if origin not in taken}
-        readers = downstream(node, projections)
+        readers = downstream(node, projections, flow.order)
         if len(activated) != 1 or not readers or readers[0] in taken or readers[0] in found:
             continue
         (first, channels), down = next(iter(activated.items())), readers[0]
@@ -63,7 +63,7 @@ def feed_forwards(
             continue  # a router's probabilities, not an activation
         name = operator_name(node)
         if other is None:
-            found[down] = FeedForward(first, down, None, name)
+            found[down] = FeedForward(first, down, None, name, {"up": channels})
         elif other.origin is first and other.channels is not None:
             found[down] = FeedForward(first, down, first, name, {"gate": channels, "up": other.channels})
         elif (
@@ -71,7 +71,8 @@ def feed_forwards(
             and other.origin not in taken
             and projections[other.origin].d_in == projections[first].d_in
         ):
-            found[down] = FeedForward(other.origin, down, first, name)
+            played = {"gate": channels} | ({} if other.channels is None else {"up": other.channels})
+            found[down] = FeedForward(other.origin, down, first, name, played)
     return list(found.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from peftc.analyse.attention import AttentionCore
@@ -61,3 +62,18 @@ def parts_played(
         for node in mixture.routers:
             played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
     return played
+
+
+def rest_of(parts: Iterable[Part], d_out: int) -> list[Part]:
+    """What of a projection none of its parts is made of: a latent, a gate, or what another use reads."""
+    left = torch.ones(d_out, dtype=torch.bool)
+    for part in parts:
+        if part.channels is None:
+            return []
+        left[part.channels[part.channels >= 0].flatten()] = False
+    rest = left.nonzero().flatten()
+    return (
+        [Part("", rest, evidence="the channels that play no part of those that others play")]
+        if len(rest)
+        else []
+    )

@@ -9,8 +9,9 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, POINTWISE
 from peftc.analyse.norms import CASTS, NORMS
+from peftc.analyse.streams import is_stream, other_side
 from peftc.analyse.structure import block_of
-from peftc.graphs.reading import is_call, is_tensor, operator_name, shape
+from peftc.graphs.reading import is_call, is_tensor, operator_name
 
 
 @dataclass(frozen=True)
@@ -85,41 +86,6 @@ def sums_of(result: fx.Node, order: Mapping[fx.Node, int]) -> list[tuple[fx.Node
             else:
                 queue.append(user)
     return found
-
-
-def other_side(node: fx.Node, own: fx.Node) -> fx.Node | None:
-    """What a sum adds to one of its sides, if both are alike."""
-    if not is_call(node, "add") or len(node.args) != 2 or node.kwargs:
-        return None
-    other = node.args[1] if node.args[0] is own else node.args[0]
-    if not isinstance(other, fx.Node) or other is own or not is_tensor(other):
-        return None
-    return other if len(shape(other)) > 1 and shape(other) == shape(own) else None
-
-
-def is_stream(other: fx.Node, result: fx.Node, order: Mapping[fx.Node, int]) -> bool:
-    """Whether a value is what another was computed from, or a sum with that: blocks may add side by side."""
-    if is_before(other, result, order):
-        return True
-    return is_call(other, "add") and any(
-        isinstance(side, fx.Node) and is_tensor(side) and shape(side) == shape(other)
-        and is_before(side, result, order)
-        for side in other.args
-    )  # fmt: skip
-
-
-def is_before(one: fx.Node, other: fx.Node, order: Mapping[fx.Node, int]) -> bool:
-    """Whether `other` is computed from `one`."""
-    queue, seen = [other], {other}
-    while queue:
-        current = queue.pop()
-        if current is one:
-            return True
-        for source in current.all_input_nodes:
-            if source not in seen and order[source] >= order[one]:
-                seen.add(source)
-                queue.append(source)
-    return False
 
 
 def norm_behind(

@@ -17,7 +17,7 @@ from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.norms import norms
-from peftc.analyse.parts import Part, parts_played
+from peftc.analyse.parts import Part, parts_played, rest_of
 from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.residuals import Residual, Seed, residuals
@@ -81,7 +81,7 @@ class SiteReader:
         self.blocks = block_paths(root)
         self.order = {node: place for place, node in enumerate(graph.nodes)}
         self.projections = projections(graph)
-        self.flow = ChannelFlow(self.projections)
+        self.flow = ChannelFlow(self.projections, self.order)
         self.cores = attention_cores(graph, self.projections, self.flow)
         taken = {node for core in self.cores for node in core.parts} | {
             core.o for core in self.cores if core.o
@@ -143,6 +143,7 @@ class SiteReader:
         for node in self.projections:
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
             played.setdefault(node, [alone])
+            played[node] += rest_of(played[node], self.projections[node].d_out)
         found = [
             self.linear(self.projections[node], part) for node, parts in played.items() for part in parts
         ]

@@ -10,15 +10,27 @@ from peftc.graphs.reading import module_stack
 
 
 def block_paths(root: nn.Module) -> Mapping[str, int]:
-    """Path of every outermost child of a `ModuleList`, with its number in the list."""
+    """Path of every outermost child of a list of modules, with its number in the list.
+
+    A list is a `ModuleList`, or a `Sequential` of modules of one class which have modules in them.
+    """
     found: dict[str, int] = {}
     for path, module in root.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{block}.") for block in found):
+        if not is_list(module) or any(path.startswith(f"{block}.") for block in found):
             continue
-        for number, child in enumerate(module):
+        for number, child in enumerate(module.children()):
             if next(child.parameters(), None) is not None:
                 found[f"{path}.{number}" if path else str(number)] = number
     return found
+
+
+def is_list(module: nn.Module) -> bool:
+    """Whether a module's children are blocks."""
+    if isinstance(module, nn.ModuleList):
+        return True
+    children = list(module) if isinstance(module, nn.Sequential) else []
+    alike = len({type(child) for child in children}) == 1 and not isinstance(children[0], nn.Sequential)
+    return len(children) > 1 and alike and all(next(child.children(), None) is not None for child in children)
 
 
 def block_of(node: fx.Node, blocks: Mapping[str, int]) -> tuple[str, str] | None:

@@ -57,6 +57,8 @@ class SpellAttention:
         """Rewrite the arguments."""
         found = [node for node in graph.nodes if node.target is ATTENTION]
         for node in found:
+            if all(value(operand).dim() == 3 for operand in node.args[:3]):
+                give_heads(node)
             kwargs = {
                 "attn_mask": argument(node, "attn_mask"),
                 "dropout_p": argument(node, "dropout_p", 0.0),
@@ -66,6 +68,24 @@ class SpellAttention:
             }
             node.args, node.kwargs = (node.args[0], node.args[1], node.args[2]), kwargs
         return len(found)
+
+
+def give_heads(node: fx.Node) -> None:
+    """Let an attention [batch places width] be one of a single head."""
+    lift, drop = torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dim
+    mask = argument(node, "attn_mask")
+    operands: Any = node.args[:3]
+    lifted: list[Any] = [*operands, *([mask] if is_tensor(mask) and value(mask).dim() == 3 else [])]
+    for operand in dict.fromkeys(lifted):
+        with node.graph.inserting_before(node):
+            new = node.graph.call_function(lift, (operand, 1))
+        new.meta = {"val": lift(value(operand), 1), MODULES: module_stack(node)}
+        node.replace_input_with(operand, new)
+    with node.graph.inserting_after(node):
+        result = node.graph.call_function(drop, (node, 1))
+    result.meta = {**node.meta}
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+    node.meta["val"] = lift(value(node), 1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pass that turns an `einsum` of a value with a weight of the model into the product that it is."""
+"""The passes that turn an `einsum` of a value with a weight, or of the values of heads, into the product that it is."""
 
 from __future__ import annotations
 
@@ -78,16 +78,70 @@ class SpellEinsums:
         return changed
 
 
-def read(node: fx.Node) -> tuple[fx.Node, fx.Node, Equation] | None:
-    """The value, the weight and the letters of an einsum that is a product with a weight; None for any other."""
+@dataclass(frozen=True)
+class SpellHeadProducts:
+    """An `einsum` that multiplies matrices for each row and head becomes `matmul`, as attention is written elsewhere."""
+
+    optional: ClassVar[bool] = True
+
+    def run(self, graph: fx.Graph) -> int:
+        """Replace them."""
+        changed = 0
+        for node in list(graph.nodes):
+            told = operands_of(node)
+            if told is None or not all(is_tensor(each) and not is_parameter(each) for each in told[0]):
+                continue
+            (one, other), (left, right), out = told
+            if len(left) != 4 or len(right) != 4 or len({*left, *right}) != 5:
+                continue
+            each = [letter for letter in out if letter in left and letter in right]
+            summed = [letter for letter in left if letter in right and letter not in out]
+            rows, columns = (
+                [x for x in out if x in mine and x not in its] for mine, its in ((left, right), (right, left))
+            )
+            if len(each) != 2 or len(summed) != 1 or len(rows) != 1 or len(columns) != 1:
+                continue
+            with graph.inserting_before(node):
+                first = turned(graph, node, one, left, [*each, *rows, *summed])
+                second = turned(graph, node, other, right, [*each, *summed, *columns])
+                y = made(graph, node, aten.matmul.default, first, second)
+                new = turned(graph, node, y, "".join([*each, *rows, *columns]), list(out))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            changed += 1
+        return changed
+
+
+def turned(graph: fx.Graph, at: fx.Node, node: fx.Node, have: str, want: list[str]) -> fx.Node:
+    """A value with its axes in another order."""
+    if list(have) == want:
+        return node
+    return made(graph, at, aten.permute.default, node, [have.index(each) for each in want])
+
+
+def operands_of(node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], tuple[str, str], str] | None:
+    """The two operands of an einsum, the letters of each and those of what comes out; None for any other node."""
     if not is_call(node, "einsum") or len(node.args) < 2:
         return None
     text, operands = str(node.args[0]).replace(" ", ""), node.args[1]
     if not isinstance(operands, (list, tuple)) or len(operands) != 2 or "." in text or "->" not in text:
         return None
     letters, out = text.split("->")
-    pairs = list(zip(operands, letters.split(","), strict=True))
-    weights = [pair for pair in pairs if isinstance(pair[0], fx.Node) and is_parameter(pair[0])]
+    one, other = letters.split(",")
+    first, second = operands
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+        return None
+    return (first, second), (one, other), out
+
+
+def read(node: fx.Node) -> tuple[fx.Node, fx.Node, Equation] | None:
+    """The value, the weight and the letters of an einsum that is a product with a weight; None for any other."""
+    told = operands_of(node)
+    if told is None:
+        return None
+    operands, letters, out = told
+    pairs = list(zip(operands, letters, strict=True))
+    weights = [pair for pair in pairs if is_parameter(pair[0])]
     values = [pair for pair in pairs if pair not in weights]
     if len(weights) != 1 or not is_tensor(values[0][0]):
         return None
@@ -98,24 +152,18 @@ def read(node: fx.Node) -> tuple[fx.Node, fx.Node, Equation] | None:
 def product(graph: fx.Graph, at: fx.Node, x: fx.Node, weight: fx.Node, told: Equation) -> fx.Node:
     """The nodes of a product, in the order of axes that the equation asks for."""
 
-    def turned(node: fx.Node, have: str, want: str) -> fx.Node:
-        if have == want:
-            return node
-        return made(graph, at, aten.permute.default, node, [have.index(each) for each in want])
-
     def flat(node: fx.Node, first: int, count: int) -> fx.Node:
         return (
             node if count == 1 else made(graph, at, aten.flatten.using_ints, node, first, first + count - 1)
         )
 
     count, width = len(told.stack), len(told.channels)
-    rows = turned(x, told.x, told.stack + told.rows + told.summed)
+    rows = turned(graph, at, x, told.x, list(told.stack + told.rows + told.summed))
     rows = flat(rows, count + len(told.rows), len(told.summed))
     is_turned = told.weight == told.stack + told.summed + told.channels
     first, second = (told.summed, told.channels) if is_turned else (told.channels, told.summed)
-    matrix = turned(
-        weight, told.weight, told.stack + first + second
-    )  # a view of the weight, where it can be one
+    # A view of the weight, where it can be one.
+    matrix = turned(graph, at, weight, told.weight, list(told.stack + first + second))
     matrix = flat(flat(matrix, count, len(first)), count + 1, len(second))
     if count:
         matrix = matrix if is_turned else made(graph, at, aten.transpose.int, matrix, -1, -2)
@@ -127,4 +175,4 @@ def product(graph: fx.Graph, at: fx.Node, x: fx.Node, weight: fx.Node, told: Equ
         sizes = [shape(weight)[told.weight.index(each)] for each in told.channels]
         assert prod(sizes) == value(y).shape[-1]
         y = made(graph, at, aten.unflatten.int, y, -1, sizes)
-    return turned(y, told.stack + told.rows + told.channels, told.out)
+    return turned(graph, at, y, told.stack + told.rows + told.channels, list(told.out))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
-from peftc.capture.einsums import SpellEinsums
+from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
@@ -32,6 +32,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
         SpellEinsums(),
+        SpellHeadProducts(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         RemoveDeadCode(),

@@ -20,6 +20,19 @@ def gradients_reach(subject: Subject) -> Finding:
     trainable = {n: p for n, p in subject.compiled.named_parameters() if p.requires_grad}
     if not trainable:
         return none(name, "nothing trains")
+    plan = subject.plan
+    planned = {each.path for each in plan.new_tensors if each.trainable} | {*plan.trained}.difference(
+        plan.kept
+    )
+    wanted = {id(subject.compiled.get_parameter(path)) for path in planned}
+    other = [n for n, p in subject.compiled.named_parameters() if p.requires_grad != (id(p) in wanted)]
+    if other:
+        what = (
+            "trains, and the plan has it frozen"
+            if other[0] in trainable
+            else "is frozen, and the plan has it train"
+        )
+        return within(name, float(len(other)), 0.0, f"{other[0]} {what}")
     without, frozen = set(trainable), set[str]()
     for draw in range(DRAWS):  # units of a relu may all be off at one draw
         with kept(subject.compiled):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.errors import MatchError
-from peftc.lang import Bound, Constant, Parameter, Section, signature
+from peftc.lang import ROLES, Bound, Constant, Parameter, Section, signature
 from peftc.lang.sizes import WIDEST
 from peftc.match.plan import Application, NewParameter, Plan
 
@@ -119,7 +119,8 @@ def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
 def reads(other: Site, site: Site, port: str) -> bool:
     """Whether another site reads what an edit changes of a weight: the same weight, and channels of it that overlap."""
     one, two = (("linear" if each.role == "head" else each.role, each.path) for each in (other, site))
-    if one == two or other.role == "tensor" or site.weights[port] not in other.weights.values():
+    aside = other.role == "tensor" or ROLES[other.role].grows  # they name a weight that another site reads
+    if one == two or aside or site.weights[port] not in other.weights.values():
         return False
     if other.rows is None or site.rows is None:
         return True

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import peftc
 from peftc.analyse import Analysis, analyse
@@ -275,3 +276,74 @@ def test_a_head_may_be_shifted_scaled_and_capped(bend: Callable[[Tensor], Tensor
     found = parts(analysed(Capped(bend), ids=tokens()))
     assert found["out"] == part
     assert found["inner"] == "other"
+
+
+class Written(nn.Module):
+    """One attention, written in one of many ways, in a block."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, width = way, 24
+        self.one, self.two, self.three, self.four = (nn.Linear(width, width) for _ in range(4))
+        self.all = nn.Linear(width, 4 * width)
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def attention(self, x: Tensor) -> Tensor:
+        if self.way == "no heads":
+            return self.four(functional.scaled_dot_product_attention(self.one(x), self.two(x), self.three(x)))  # type: ignore[no-any-return]
+        q, k, v = self.one(x), self.two(x), self.three(x)
+        if self.way == "turned":
+            hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            weights = (q @ k.mT * 0.2).masked_fill(hidden, float("-inf")).softmax(-1)
+            return self.four(weights @ v)  # type: ignore[no-any-return]
+        gate = None
+        if self.way == "gated":
+            v, gate, q, k = self.all(x).chunk(4, -1)
+        if self.way == "no projection":
+            k = v = x
+        q, k, v = (each.unflatten(-1, (2, 12)).transpose(1, 2) for each in (q, k, v))
+        if self.way == "einsum":
+            weights = (torch.einsum("bhid,bhjd->bhij", q, k) * 0.2).softmax(-1)
+            gathered = torch.einsum("bhij,bhjd->bihd", weights, v).flatten(2)
+        else:
+            gathered = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if gate is not None:
+            gathered = gathered * gate.sigmoid()
+        return gathered if self.way == "no output" else self.four(gathered)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.before(x))
+        return x + self.narrow(functional.gelu(self.wide(self.between(x))))  # type: ignore[no-any-return]
+
+
+FED = {"wide": "up", "narrow": "down"}
+PLAIN = {"one": "q", "two": "k", "three": "v", "four": "o", **FED}
+
+
+@pytest.mark.parametrize(
+    ("way", "want"),
+    [
+        ("no heads", PLAIN),
+        ("turned", PLAIN),
+        ("einsum", PLAIN),
+        ("no projection", {"one": "q", "four": "o", **FED}),
+        ("no output", {"one": "q", "two": "k", "three": "v", **FED}),
+        ("gated", {"all": "v other q k", "four": "o", **FED}),
+    ],
+)
+def test_ways_to_write_an_attention(way: str, want: dict[str, str]) -> None:
+    """Roles do not reach past a residual sum, and every channel of a fused projection belongs to some site."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 24), nn.Sequential(Written(way), Written(way)))
+    given = {"input": torch.randn(2, 5, 6)}
+    found: dict[str, dict[int, str]] = {}
+    for site in peftc.sites(model, given):
+        if site.role == "linear" and site.layer == 1:
+            start = site.rows[0][0] if site.rows else 0
+            found.setdefault(site.path.rpartition(".")[2], {})[start] = site.part or "other"
+    assert {name: " ".join(parts[at] for at in sorted(parts)) for name, parts in found.items()} == want
+    compiled: Any = peftc.compile(model, ["lora:all-linear(rank=2)"], given, defaults=False)
+    with compiled.disable_adapter(), torch.no_grad():
+        for x in (given["input"], torch.randn(3, 8, 6)):
+            torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)

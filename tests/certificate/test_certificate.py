@@ -148,6 +148,16 @@ def test_a_detached_branch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "layers.1.self_attn.v_proj.peftc" in finding.detail
 
 
+@pytest.mark.parametrize("path", ["lm_head.weight", "model.layers.0.self_attn.q_proj.peftc.default.lora.q.A"])
+def test_what_trains_against_the_plan_is_named(path: str) -> None:
+    compiled: Any = peftc.compile(llama(tie_word_embeddings=False), ["lora:q,v"])
+    parameter = compiled.get_parameter(path)
+    parameter.requires_grad_(not parameter.requires_grad)
+    finding = named(compiled, gradients.gradients_reach)
+    assert finding.verdict == "fail"
+    assert path in finding.detail
+
+
 def test_an_unmerged_slice_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = merging.with_part
 
