@@ -398,7 +398,7 @@ def lstm(
     else:
         zeros = whole.new_zeros(1, whole.shape[1], state.shape[1])
         weights = [step, state, bias, torch.zeros_like(bias)]
-        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, False, False, False)[0]
+        out = torch.lstm(whole, [zeros, zeros], weights, True, 1, 0.0, True, False, False)[0]
     out = out.flip(0) if reverse else out
     out = out.unflatten(1, steps.shape[1:-1]) if steps.dim() > 2 else out.squeeze(1)
     return out.movedim(0, axis)

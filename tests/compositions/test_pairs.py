@@ -17,7 +17,7 @@ NAMES = default_library().names()
 
 @pytest.mark.parametrize(
     ("one", "other", "merges", "ordered"),
-    [("lora", "prefix", False, False), ("ia3", "oft", True, False), ("bottleneck", "lora", False, False)],
+    [("lora", "prefix", False, False), ("ia3", "oft", True, False)],
 )
 def test_a_few_pairs(one: str, other: str, merges: bool, ordered: bool) -> None:
     record = measure(one, other)

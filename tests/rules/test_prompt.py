@@ -155,7 +155,7 @@ def test_labels_alone_make_the_decoders_tokens_as_ever() -> None:
     torch.testing.assert_close(got.loss, want.loss)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "bart"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "llama", "bart"])
 def test_hf_peft_with_the_same_rows(name: str) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
@@ -196,7 +196,7 @@ def test_a_call_with_embedded_tokens_is_the_call_with_their_ids() -> None:
             assert torch.equal(got, compiled(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 def test_a_cache_gives_what_the_whole_text_does(name: str) -> None:
     _, compiled = made(name)
     ids = tokens()
@@ -220,7 +220,7 @@ def greedy(compiled: Any, ids: Tensor, mask: Tensor, steps: int) -> Tensor:
     return ids
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_generation_is_a_loop_without_a_cache(name: str) -> None:
     _, compiled = made(name)
     ids, mask = tokens(), padding(left=True)
