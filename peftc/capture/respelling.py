@@ -92,9 +92,11 @@ def make_rms_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.
     )
 
 
-def make_layer_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.Node:
-    """The norm, whose statistics are taken in single precision at least."""
+def make_layer_norm(graph: fx.Graph, root: fx.Node, given: list[Any], _: Any) -> fx.Node | None:
+    """The norm, whose statistics are taken in single precision at least; all is of one number format."""
     x, weight, bias, eps = given
+    if len({value(each).dtype for each in (x, weight, bias, root) if each is not None}) > 1:
+        return None
     width = [int(value(weight).shape[0])]
     return graph.call_function(torch.ops.aten.layer_norm.default, (x, width, weight, bias, eps))
 
