@@ -69,7 +69,8 @@ class Bound:
     They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
     they are asked for; any other section under `also` follows its own match. `sites` are other values of options at
     some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
-    them (`peftc.lang.saved`). `shrunk` is what was taken out after training.
+    them (`peftc.lang.saved`). `shrunk` is what was taken out after training. A rule that is `kept` was trained before:
+    other rules stand on what it learned, and nothing of it trains any more.
     """
 
     rule: Rule
@@ -82,6 +83,7 @@ class Bound:
     sites: tuple[SiteOptions, ...] = ()
     saved: tuple[str, ...] = ()
     shrunk: tuple[Shrunk, ...] = ()
+    kept: bool = False
 
     def shrunk_at(self, site: str, number: int) -> Shrunk | None:
         """What is left of a section at a site from which something was taken out."""
@@ -136,7 +138,7 @@ class Bound:
             raise SpecError("the saved adapters of a stored rule must be names", where=name)
         bound = request.bound(rule, given, fields)
         label, shrunk = _label(flat.get("label", rule.name)), from_data(flat.get("shrunk", ()))
-        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk)
+        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk, kept=flat.get("kept") is True)
 
 
 def chosen_roles(rule: Rule) -> tuple[str, ...]:
@@ -158,6 +160,7 @@ def flatten(bound: Bound) -> dict[str, Any]:
         **({"sites": {each.glob: dict(each.options) for each in bound.sites}} if bound.sites else {}),
         **({"saved": list(bound.saved)} if bound.saved else {}),
         **({"shrunk": as_data(bound.shrunk)} if bound.shrunk else {}),
+        **({"kept": True} if bound.kept else {}),
     }
 
 
@@ -179,13 +182,17 @@ def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = Non
     """Several rules in the order given, each with a label of its own: `lora`, `lora_2`. Raises as `bind`."""
     if isinstance(rules, (str, Path, Rule, Mapping)):
         rules = [rules]
+    return numbered(bind(rule, library) for rule in rules)
+
+
+def numbered(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """Rules with a label of its own for each, by a number behind those that are there already."""
     labelled: list[Bound] = []
-    for rule in rules:
-        bound = bind(rule, library)
+    for bound in bounds:
         taken = {other.label for other in labelled}
-        numbered = (f"{bound.label}_{number}" for number in range(2, len(taken) + 3))
+        others = (f"{bound.label}_{number}" for number in range(2, len(taken) + 3))
         label = (
-            bound.label if bound.label not in taken else next(name for name in numbered if name not in taken)
+            bound.label if bound.label not in taken else next(name for name in others if name not in taken)
         )
         labelled.append(replace(bound, label=label))
     return tuple(labelled)
