@@ -275,3 +275,15 @@ def test_a_head_may_be_shifted_scaled_and_capped(bend: Callable[[Tensor], Tensor
     found = parts(analysed(Capped(bend), ids=tokens()))
     assert found["out"] == part
     assert found["inner"] == "other"
+
+
+def test_ids_that_reach_a_mask_are_not_what_says_which_tokens_are_real() -> None:
+    from peftc.runtime import capture_example
+    from tests.zoo import entry, inputs
+
+    model = entry("deberta-v2").model()
+    given = inputs(model) | {"attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    _, _, (program, _, _) = capture_example(model, given)
+    located = [each for each in analyse(program.graph, model).located if each.site.role == "block"]
+    assert located
+    assert all(use.ports["tokens"].node.name == "attention_mask" for each in located for use in each.uses)
