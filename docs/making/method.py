@@ -215,7 +215,7 @@ def properties(rule: Rule) -> Iterator[tuple[str, str]]:
     if folded := [name for section in written(rule) for name in section.fold]:
         yield (
             "Is it folded?",
-            f"yes: for inference {', '.join(map(code, dict.fromkeys(folded)))} can stand in for what makes them",
+            f"yes: for inference {', '.join(map(code, dict.fromkeys(folded)))} is computed once, not in every call",
         )
     rates = [
         f"{code(name)}"
