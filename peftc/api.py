@@ -17,10 +17,21 @@ from peftc.inspect import Diff, Explanation
 from peftc.inspect import diff as diff_of
 from peftc.inspect import explain as explanation_of
 from peftc.inspect import graph as graph_of
-from peftc.lang import Bound, Rule, RuleLike, bind_all, counted_by, default_library, read_from
+from peftc.lang import Bound, Rule, RuleLike, bind_all, counted_by, default_library, numbered, read_from
 from peftc.match import Plan
 from peftc.passes import PassSettings, Watch, read_settings
-from peftc.runtime import SavedTensors, capture_example, carry_out, look, pack, start_from, twin
+from peftc.runtime import (
+    CompiledModule,
+    SavedTensors,
+    capture_example,
+    carried,
+    carry_out,
+    look,
+    pack,
+    put_over,
+    start_from,
+    twin,
+)
 from peftc.runtime import param_groups as groups_of
 from peftc.store import StoredModule, load_adapter, read_saved
 
@@ -92,7 +103,8 @@ def plan(
     """What compiling would do: every site, every application, every skip with its reason. Makes nothing.
 
     Args:
-        model: any module; it is not changed.
+        model: any module; it is not changed. One that carries adapters already (what `compile` or `load` gave) keeps
+            them: they act first, as they are, and only what `rules` add trains; a task's head goes on training.
         rules: rule specs ("lora:q,v"), `Rule` objects, mappings or paths, one or several.
         example_inputs: arguments of `forward` by name; a transformers model needs none.
         defaults: whether rules that act by default do.
@@ -109,7 +121,9 @@ def plan(
         SavedAdapterError: saved adapters differ, or no rule reads them.
     """
     (bounds, _), settings = bound_rules(rules, saved), pass_settings(passes, watch)
-    return look(model, bounds, example_inputs, default_rules() if defaults else (), budget, settings).plan
+    usual = default_rules() if defaults else ()
+    plain, kept = carried(model, usual)
+    return look(plain, numbered((*kept, *bounds)), example_inputs, usual, budget, settings).plan
 
 
 def compile(  # noqa: A001 - named as torch.compile is
@@ -132,10 +146,16 @@ def compile(  # noqa: A001 - named as torch.compile is
         data: real inputs, arguments of `forward` by name, for rules whose parameters start from what the model
             computes on them.
     """
-    (bounds, tensors), settings, copied = bound_rules(rules, saved), pass_settings(passes, watch), twin(model)
-    looked = look(copied, bounds, example_inputs, default_rules() if defaults else (), budget, settings)
+    (bounds, tensors), settings = bound_rules(rules, saved), pass_settings(passes, watch)
+    usual = default_rules() if defaults else ()
+    plain, kept = carried(model, usual)
+    copied = twin(plain)
+    looked = look(copied, numbered((*kept, *bounds)), example_inputs, usual, budget, settings)
     pack(copied, looked.plan)
-    return carry_out(looked, copied, StoredModule, start_from(looked, copied, data, tensors))
+    compiled = carry_out(looked, copied, StoredModule, start_from(looked, copied, data, tensors))
+    if isinstance(model, CompiledModule):
+        put_over(compiled, model)
+    return compiled
 
 
 def load(

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from peftc.analyse.attention import AttentionCore
-from peftc.analyse.parts import is_crossed
 from peftc.analyse.positions import State
 from peftc.analyse.projections import Projection
+from peftc.analyse.scopes import is_crossed
 from peftc.analyse.tables import content
 from peftc.graphs.evaluating import evaluate
 from peftc.graphs.reading import ancestors, is_call, is_tensor, module_stack, operator_name, shape, value

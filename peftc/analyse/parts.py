@@ -11,6 +11,7 @@ from peftc.analyse.attention import AttentionCore
 from peftc.analyse.experts import Experts
 from peftc.analyse.feedforward import FeedForward
 from peftc.analyse.projections import Projection
+from peftc.analyse.scopes import Scopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Part:
     Attributes:
         name: word of the table of roles; "" for a projection that plays none.
         channels: numbers of the output channels that play it; None where all do.
-        scope: "cross" in attention between two sequences, else "".
+        scope: "encoder", "decoder" or "cross" where a model has them, else "".
         evidence: what in the data flow gave the part.
     """
 
@@ -34,12 +35,13 @@ def parts_played(
     projections: Mapping[fx.Node, Projection],
     cores: Iterable[AttentionCore],
     networks: Iterable[FeedForward],
+    scopes: Scopes,
     mixtures: Iterable[Experts] = (),
 ) -> dict[fx.Node, list[Part]]:
     """The parts of each projection that plays some; a fused one plays several."""
     played: dict[fx.Node, list[Part]] = {}
     for core in cores:
-        scope = "cross" if is_crossed(core, projections) else ""
+        scope = scopes.of_core(core)
         for projection, parts in core.parts.items():
             for name, channels in parts.items():
                 evidence = f"its channels reach operand {name} of {core.node.name}"
@@ -59,9 +61,3 @@ def parts_played(
         for node in mixture.routers:
             played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
     return played
-
-
-def is_crossed(core: AttentionCore, projections: Mapping[fx.Node, Projection]) -> bool:
-    """Whether the queries of an attention are made of another value than its keys."""
-    query, key = core.projection("q"), core.projection("k")
-    return query is not None and key is not None and projections[query].x is not projections[key].x

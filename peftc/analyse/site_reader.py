@@ -17,10 +17,11 @@ from peftc.analyse.feedforward import FeedForward, feed_forwards
 from peftc.analyse.inputs import GIVEN, inputs
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.norms import norms
-from peftc.analyse.parts import Part, is_crossed, parts_played
+from peftc.analyse.parts import Part, parts_played
 from peftc.analyse.positions import first_place, position_ports
 from peftc.analyse.projections import Projection, projections
 from peftc.analyse.residuals import Residual, Seed, residuals
+from peftc.analyse.scopes import Scopes
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import reached, table_parts
@@ -68,6 +69,10 @@ def is_given(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "placeholder"
 
 
+SCOPED = frozenset({"linear", "attention", "ffn", "norm", "block", "embedding", "residual"})
+"""The roles whose sites are on a side of a model with an encoder and a decoder."""
+
+
 class SiteReader:
     """Walks one graph and yields (site, use) pairs."""
 
@@ -86,10 +91,17 @@ class SiteReader:
         self.heads = set(self.head_nodes())
         self.token_inputs = token_inputs(self.cores)
         self.windows: dict[object, int] = {}
+        self.scopes = Scopes(self.cores, self.projections)
         self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def found(self) -> Iterator[tuple[Site, Use]]:
         """Every use of every site, in graph order within each role."""
+        for site, use in self.unscoped():
+            scope = site.scope or (self.scopes.of(use.anchor) if site.role in SCOPED else "")
+            yield replace(site, scope=scope), use
+
+    def unscoped(self) -> Iterator[tuple[Site, Use]]:
+        """All of them; some know already which side of the model they are on."""
         yield from self.linears()
         yield from self.convolutions()
         for core in self.cores:
@@ -127,7 +139,7 @@ class SiteReader:
 
     def linears(self) -> Iterator[tuple[Site, Use]]:
         """One site for each part that a projection plays."""
-        played = parts_played(self.projections, self.cores, self.feed_forwards, self.mixtures)
+        played = parts_played(self.projections, self.cores, self.feed_forwards, self.scopes, self.mixtures)
         for node in self.projections:
             alone = Part("head", evidence="makes the model's output") if node in self.heads else Part("")
             played.setdefault(node, [alone])
@@ -209,6 +221,7 @@ class SiteReader:
             module_path(node),
             self.layer(node),
             sizes,
+            scope=self.scopes.of_core(core),
             evidence=f"softmax core {node.name}",
             window=self.windows[mask],
         )
@@ -248,7 +261,7 @@ class SiteReader:
         for core in self.cores:
             query = core.projection("q")
             if core.o is not None and query is not None:
-                scope = "cross" if is_crossed(core, self.projections) else ""
+                scope = "cross" if core.node in self.scopes.crossed else ""
                 result = self.projections[core.o].result
                 yield Seed(result, query, "attention", module_path(core.node), scope)
         for network in self.feed_forwards:

@@ -204,7 +204,7 @@ def site_group(plan: Plan, members: Sequence[Application], counted: set[str]) ->
         count += sum(size for name, size in new.items() if name not in counted)
         counted.update(new)
         fresh = {path for path in member.trains.values() if path not in counted}
-        count += sum(plan.sizes[path] for path in fresh)
+        count += sum(plan.sizes[path] for path in fresh if path not in plan.kept)
         counted |= fresh
     named = " ".join(word for word in (site.role, site.part) if word)
     return SiteGroup(

@@ -14,7 +14,7 @@ from peftc.lang.axes import (
     read_dimensions,
     show,
 )
-from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten
+from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten, numbered
 from peftc.lang.check import check
 from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, unmet
@@ -133,6 +133,7 @@ __all__ = [
     "lift_problem",
     "load_rule",
     "meet",
+    "numbered",
     "packing_of",
     "packing_problem",
     "parse",

@@ -35,7 +35,10 @@ CHOICES = ("part", "layers", "path", "sites")
 
 @dataclass(frozen=True)
 class PartSelector:
-    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any."""
+    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any.
+
+    `decoder` alone is what the rule goes to by itself, in that scope.
+    """
 
     scope: str | None
     part: str
@@ -43,7 +46,19 @@ class PartSelector:
 
     def accepts(self, role: str, part: str, scope: str | None = None) -> bool:
         """Whether it chooses a site of this role, part and scope."""
-        return (self.scope is None or self.scope == (scope or "")) and accepts(role, self.part, part)
+        inside = self.scope is None or self.scope == (scope or "")
+        return inside and (not self.part or accepts(role, self.part, part))
+
+    def own(self, parts: tuple[str, ...]) -> tuple[PartSelector, ...]:
+        """What it chooses in a section for these parts: a scope alone, each of them in it."""
+        if self.part or not parts:
+            return (self,)
+        named = (_selector(part) for part in parts)
+        return tuple(
+            replace(each, scope=self.scope, text=self.text)
+            for each in named
+            if each.scope in (None, self.scope)
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ class Bound:
     They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
     they are asked for; any other section under `also` follows its own match. `sites` are other values of options at
     some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
-    them (`peftc.lang.saved`). `shrunk` is what was taken out after training.
+    them (`peftc.lang.saved`). `shrunk` is what was taken out after training. A rule that is `kept` was trained before:
+    other rules stand on what it learned, and nothing of it trains any more.
     """
 
     rule: Rule
@@ -67,6 +83,7 @@ class Bound:
     sites: tuple[SiteOptions, ...] = ()
     saved: tuple[str, ...] = ()
     shrunk: tuple[Shrunk, ...] = ()
+    kept: bool = False
 
     def shrunk_at(self, site: str, number: int) -> Shrunk | None:
         """What is left of a section at a site from which something was taken out."""
@@ -84,8 +101,9 @@ class Bound:
     def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
         """The parts that a section of the rule is for; none means every part of its roles."""
         if self.chooses(section) and (self.parts or self.path_glob):
-            words = known_words(section.match.role)
-            return tuple(selector for selector in self.parts if selector.part in words)
+            words = (*known_words(section.match.role), *([] if section.asked else [""]))
+            chosen = (selector for selector in self.parts if selector.part in words)
+            return tuple(own for selector in chosen for own in selector.own(section.match.part))
         return tuple(_selector(text) for text in section.match.part)
 
     def chooses(self, section: Section) -> bool:
@@ -120,7 +138,7 @@ class Bound:
             raise SpecError("the saved adapters of a stored rule must be names", where=name)
         bound = request.bound(rule, given, fields)
         label, shrunk = _label(flat.get("label", rule.name)), from_data(flat.get("shrunk", ()))
-        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk)
+        return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk, kept=flat.get("kept") is True)
 
 
 def chosen_roles(rule: Rule) -> tuple[str, ...]:
@@ -142,6 +160,7 @@ def flatten(bound: Bound) -> dict[str, Any]:
         **({"sites": {each.glob: dict(each.options) for each in bound.sites}} if bound.sites else {}),
         **({"saved": list(bound.saved)} if bound.saved else {}),
         **({"shrunk": as_data(bound.shrunk)} if bound.shrunk else {}),
+        **({"kept": True} if bound.kept else {}),
     }
 
 
@@ -163,13 +182,17 @@ def bind_all(rules: RuleLike | Iterable[RuleLike], library: Library | None = Non
     """Several rules in the order given, each with a label of its own: `lora`, `lora_2`. Raises as `bind`."""
     if isinstance(rules, (str, Path, Rule, Mapping)):
         rules = [rules]
+    return numbered(bind(rule, library) for rule in rules)
+
+
+def numbered(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """Rules with a label of its own for each, by a number behind those that are there already."""
     labelled: list[Bound] = []
-    for rule in rules:
-        bound = bind(rule, library)
+    for bound in bounds:
         taken = {other.label for other in labelled}
-        numbered = (f"{bound.label}_{number}" for number in range(2, len(taken) + 3))
+        others = (f"{bound.label}_{number}" for number in range(2, len(taken) + 3))
         label = (
-            bound.label if bound.label not in taken else next(name for name in numbered if name not in taken)
+            bound.label if bound.label not in taken else next(name for name in others if name not in taken)
         )
         labelled.append(replace(bound, label=label))
     return tuple(labelled)
@@ -224,7 +247,8 @@ def _names_parts(rule: Rule, text: str) -> bool:
     if rule.shorthand is None or isinstance(rule.options[rule.shorthand].default, str):
         return False
     words = known_words(chosen_roles(rule))
-    return all(word.strip().rpartition(".")[2] in words for word in text.split(","))
+    named = (word.strip() for word in text.split(","))
+    return all(word in SCOPES or word.rpartition(".")[2] in words for word in named)
 
 
 def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
@@ -321,6 +345,8 @@ class _Request:
     def _part(self, rule: Rule, word: str) -> PartSelector:
         selector = _selector(word)
         words = known_words(chosen_roles(rule))
+        if word in SCOPES:
+            return selector
         if selector.scope is not None and selector.scope not in SCOPES:
             hint = instead(selector.scope, SCOPES)
             raise self.fail(SpecError, "part", f"{word!r}: there is no scope {selector.scope!r}", hint)
@@ -352,6 +378,8 @@ class _Request:
 
 
 def _selector(text: str) -> PartSelector:
+    if text in SCOPES:
+        return PartSelector(text, "", text)
     scope, dot, part = text.rpartition(".")
     return PartSelector(scope if dot else None, part, text)
 

@@ -24,8 +24,9 @@ PIECES = (
     (
         ":shorthand",
         "The value of the option that the rule calls its shorthand; or, where that is `part`, the parts it "
-        "goes to, with commas between them: parts, groups, either with a scope in front (`decoder.q`), or "
-        "`path=GLOB` over module paths.",
+        "goes to, with commas between them: parts, groups, either with a scope in front (`decoder.q`), a "
+        "scope alone (`decoder`: the rule's own parts in it), or `path=GLOB` over module paths. Parts can stand there "
+        "too where the shorthand is a number: `prefix:encoder(length=20)`.",
     ),
     ("@layers", "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`."),
     ("(option=value, …)", "Options of the rule by name; a text may stand in quotes."),

@@ -76,7 +76,8 @@ def make_plan(
         for bound in added
         if any(each.rule == bound.label for each in matcher.applications)
     ]
-    notes += [note for bound in rules for note in of_training(bound, matcher.applications)]
+    notes += [f"{bound.label} was trained before and stays as it is" for bound in rules if bound.kept]
+    notes += [note for bound in rules if not bound.kept for note in of_training(bound, matcher.applications)]
     notes += of_quantised(came, matcher.applications, sizes)
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
@@ -236,6 +237,8 @@ class Matcher:
             *self.new_parameters(bound, section, site, number, chosen, options),
             *trained.inserted.values(),
         ]
+        if bound.kept:
+            parameters = [as_trained(parameter) for parameter in parameters]
         other = trained_already(trains, self.applications)
         if other and not parameters:
             self.skips.append(Skip(bound.label, site, f"{other} trains it already", number))
@@ -307,9 +310,8 @@ class Matcher:
         for selector in bound.parts:
             if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
                 continue
-            there = sorted(
-                {f"{site.scope}.{site.part}" if site.scope else site.part or OTHER for site in sites}
-            )
+            named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
+            there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})
             raise UnknownPartError(
                 f"{bound.label}: this model has no part {selector.text!r}",
                 hint=f"it has: {', '.join(there)}"
@@ -350,3 +352,10 @@ class Matcher:
             detail=tuple(detail[:6]),
             hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
         )
+
+
+def as_trained(parameter: NewParameter) -> NewParameter:
+    """A parameter of a rule that is kept: nothing of it is computed, drawn or trained, its values are put in."""
+    return replace(
+        parameter, trainable=False, law="zeros", settings={}, seed=None, computed=False, data=(), saved=""
+    )

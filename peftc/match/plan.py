@@ -158,6 +158,18 @@ class Plan:
         return tuple(dict.fromkeys(path for each in self.applications for path in each.trains.values()))
 
     @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Those of them that trained before, for a rule that is kept, and do not any more."""
+        trains = {
+            path for each in self.applications if not self.is_kept(each) for path in each.trains.values()
+        }
+        return tuple(path for path in self.trained if path not in trains)
+
+    def is_kept(self, application: Application) -> bool:
+        """Whether an application is of a rule that was trained before and stays as it is."""
+        return self.bound(application.rule).kept
+
+    @cached_property
     def quantised(self) -> Mapping[str, tuple[Packing, bool]]:
         """Path → how it is kept, and whether it is stored as [d_in d_out], of the weights that are quantised."""
         return {
@@ -170,7 +182,7 @@ class Plan:
     def trainable_count(self) -> int:
         """Number of trainable elements."""
         new = sum(parameter.count for parameter in self.new_tensors if parameter.trainable)
-        return new + sum(self.sizes[path] for path in self.trained)
+        return new + sum(self.sizes[path] for path in self.trained if path not in self.kept)
 
     @property
     def total_count(self) -> int:
@@ -181,10 +193,7 @@ class Plan:
     def content(self) -> dict[str, Any]:
         """What the plan does, as JSON can hold it."""
         return {
-            "rules": [
-                {"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options)}
-                for bound in self.rules
-            ],
+            "rules": [rule_content(bound) for bound in self.rules],
             "applications": [
                 {
                     "rule": each.rule,
@@ -204,6 +213,12 @@ class Plan:
     def digest(self) -> str:
         """A hash of what the plan does: equal digests fit the same adapter tensors."""
         return digest_of(self.content)
+
+
+def rule_content(bound: Bound) -> dict[str, Any]:
+    """What of a rule is part of what a plan does."""
+    kept = {"kept": True} if bound.kept else {}
+    return {"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options), **kept}
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -21,7 +21,12 @@ LOSS = "loss"  # the field of a model's output that is trained on
 
 def has_losses(plan: Plan) -> bool:
     """Whether any rule of a plan adds to the loss."""
-    return any(plan.section(application).loss for application in plan.applications)
+    return bool(adding(plan))
+
+
+def adding(plan: Plan) -> list[Application]:
+    """The applications that add to the loss: those of rules that are kept have done so."""
+    return [each for each in plan.applications if plan.section(each).loss and not plan.is_kept(each)]
 
 
 def auxiliary_loss(root: nn.Module, plan: Plan) -> Tensor:
@@ -57,7 +62,7 @@ def add_losses(graph: fx.Graph, plan: Plan) -> bool:
 
     with graph.inserting_before(first):
         total = weighted(plan, backend, reader)
-        rules = "+".join(dict.fromkeys(each.rule for each in plan.applications if plan.section(each).loss))
+        rules = "+".join(dict.fromkeys(each.rule for each in adding(plan)))
         last = GraphBackend(graph, "model", {MODULES: (), ADDED: (rules, ".")})
         new = last.make(operations.add_loss, own, total)
     if isinstance(held, fx.Node):
@@ -80,7 +85,7 @@ def weighted(
     """The sum over all terms of weight times the mean (or the sum) over sites; None where there are none."""
     terms: dict[tuple[str, int, str], list[Any]] = {}
     backends: dict[tuple[str, int, str], GraphBackend] = {}
-    for application in plan.applications:
+    for application in adding(plan):
         bound, section = plan.bound(application.rule), plan.section(application)
         for name in section.loss:
             key = (application.rule, application.section, name)

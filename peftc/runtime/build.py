@@ -72,7 +72,7 @@ def thaw(root: nn.Module, plan: Plan) -> None:
     by_identity: dict[int, nn.Parameter] = {}
     for path in plan.trained:
         parameter = root.get_parameter(path)
-        fresh = nn.Parameter(parameter.detach().clone())
+        fresh = nn.Parameter(parameter.detach().clone(), requires_grad=path not in plan.kept)
         by_identity[id(parameter)] = fresh
         owner, _, name = original_path(path).rpartition(".")
         home(root, owner).register_buffer(name, parameter.detach(), persistent=False)

@@ -45,7 +45,7 @@ class Schedules:
         groups: dict[tuple[str, int], list[Application]] = {}
         for application in plan.applications:
             number = application.section
-            if not plan.bound(application.rule).is_narrowed(
+            if not plan.is_kept(application) and not plan.bound(application.rule).is_narrowed(
                 number
             ):  # what a policy knows of entries is of the old ones
                 groups.setdefault((application.rule, number), []).append(application)

@@ -7,10 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from peftc.errors import CaptureError
 from peftc.match.plan import Plan
 from peftc.quantised import quantise, taken_over
-from peftc.runtime.compiled import CompiledModule
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -19,13 +17,8 @@ def twin(model: nn.Module) -> nn.Module:
     Modules that came quantised are ordinary linear ones in it, with quantised weights.
 
     Raises:
-        CaptureError: the model was compiled already. QuantiseError: a weight came quantised in an unknown way.
+        QuantiseError: a weight came quantised in an unknown way.
     """
-    if isinstance(model, CompiledModule):
-        raise CaptureError(
-            f"{type(model).__name__} is compiled already",
-            hint="compile the model it came from, with all rules in one list",
-        )
     first = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     memo: dict[int, object] = {}
     for module in model.modules():

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from peftc.errors import CorruptAdapterError, ForeignAdapterError, MatchError
+from peftc.errors import CaptureError, CorruptAdapterError, ForeignAdapterError, MatchError
 from peftc.match.plan import Plan
-from peftc.runtime import carry_out, look, pack, twin
+from peftc.runtime import CompiledModule, carry_out, look, pack, twin
 from peftc.store.record import FORMAT, RECORD_FILE, TENSOR_FILE, Record, dtype_name, read_record
 from peftc.store.saving import file_digest, stored_tensors
 from peftc.store.stored import StoredModule
@@ -26,6 +26,11 @@ def load_adapter(
     Raises:
         CorruptAdapterError: the folder is damaged. ForeignAdapterError: it belongs to another model.
     """
+    if isinstance(model, CompiledModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled already",
+            hint="an adapter is loaded into the plain model; rules that stood on another adapter bring it along",
+        )
     record = read_record(folder)
     tensors = read_tensors(folder, record)
     copied = twin(model)

@@ -17,7 +17,7 @@ from torch import nn
 from peftc import __version__
 from peftc.errors import CorruptAdapterError, PeftcError, StoreError
 from peftc.lang import Bound, flatten
-from peftc.match.plan import Application, Plan, digest_of
+from peftc.match.plan import Application, Plan, digest_of, rule_content
 
 FORMAT = 1
 RECORD_FILE = "adapter.json"
@@ -96,10 +96,7 @@ class Record(Data):
     def content(self) -> dict[str, Any]:
         """As a plan's content has it."""
         return {
-            "rules": [
-                {"label": bound.label, "rule": bound.rule.digest, "options": dict(bound.options)}
-                for bound in self.bounds
-            ],
+            "rules": [rule_content(bound) for bound in self.bounds],
             "applications": [each.content for each in self.applications],
         }
 

@@ -122,7 +122,9 @@ def surface(rule: Rule) -> str:
     for section in rule.sections:
         roles = ", ".join(sorted(section.match.role))
         parts = ", ".join(sorted(section.match.part)) or "every part"
-        lines.append(f"  at {roles}: {parts}{' if asked' if section.asked else ''}")
+        lines.append(
+            f"  at {roles}: {parts}{' if asked' if section.asked else ''}{', following' if section.follows else ''}"
+        )
         lines += [f"    fold {', '.join(section.fold)}"] if section.fold else []
         lines += [
             f"    train {port} {train.insert or ''}".rstrip() for port, train in sorted(section.train.items())

@@ -33,6 +33,9 @@ LORA_FILE = default_library().folders[0] / "lora.toml"
         ("lora(rank=4, alpha=8, drop=1e-1)", {"rank": 4, "alpha": 8.0, "drop": 0.1}, [], None, None),
         ("lora()", {}, [], None, None),
         ("lora:decoder.q,cross.v", {}, ["decoder.q", "cross.v"], None, None),
+        ("lora:decoder", {}, ["decoder"], None, None),
+        ("prefix:encoder(length=20)", {"length": 20}, ["encoder"], None, None),
+        ("prefix:cross.attention, decoder", {}, ["cross.attention", "decoder"], None, None),
         ("lora:all-linear@0,3,5-7", {}, ["all-linear"], "0,3,5-7", None),
         ("lora:path=*.out_proj@6-", {}, [], "6-", "*.out_proj"),
         ("prefix:20", {"length": 20}, [], None, None),
@@ -172,4 +175,5 @@ def test_parts_choose_sites() -> None:
 def test_parts_are_for_the_main_section() -> None:
     bound = bind({"rule": "prefix", "part": "decoder.attention"})
     assert [selector.text for selector in bound.parts_of(bound.rule)] == ["decoder.attention"]
-    assert bound.parts_of(bound.rule.also[0]) == ()
+    assert bound.parts_of(bound.rule.also[0]) == bound.parts_of(bound.rule), "it follows"
+    assert bound.parts_of(bound.rule.also[1]) == ()

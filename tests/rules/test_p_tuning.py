@@ -63,7 +63,10 @@ def network_by_hand(own: dict[str, Tensor], network: str) -> Tensor:
     return (h @ own["up_w"].T + own["up_b"]).clamp(min=0) @ own["out_w"].T + own["out_b"]
 
 
-@pytest.mark.parametrize(("name", "network"), [("bert", "lstm"), ("llama", "lstm"), ("llama", "mlp")])
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [pytest.param("bert", "lstm", marks=pytest.mark.slow), ("llama", "lstm"), ("llama", "mlp")],
+)
 def test_the_network_written_out(name: str, network: str) -> None:
     model, compiled, own = made(name, network)
     given = call(name)

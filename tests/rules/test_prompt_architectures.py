@@ -15,7 +15,7 @@ from tests.zoo import THE_57, entry, inputs
 ROWS = 4
 NO_TOKENS = {"vit", "dinov2", "clip_vision_model", "beit", "swin", "wav2vec2"}
 NO_SOURCE = {"whisper"}  # what it reads first is sound
-QUICK = {"albert", "gemma2"}  # an embedding narrower than the model, and one that is scaled
+QUICK = {"gemma2"}  # whose embedded tokens are scaled
 CASES = [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in THE_57]
 
 
