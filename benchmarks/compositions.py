@@ -49,7 +49,7 @@ from peftc.store import StoredModule, load_adapter  # noqa: E402
 from tests.models import bert, llama, padding, tokens  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "compositions.json"
-FITTING = {"rank": 4, "target": 2, "block": 4, "size": 6, "length": 3, "hidden": 5}
+FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 3, "size": 6, "length": 3, "hidden": 5}
 """Options by name, where the library's defaults are larger than a tiny model."""
 CLOSE, START = 1e-5, 1e-6
 """How far outputs may be apart, and how near to the model a rule starts that starts as the model."""
@@ -168,6 +168,8 @@ def measure(one: str, other: str) -> dict[str, Any]:
     """The record of a pair."""
     kind, names = kind_for((one, other)), (one, other)
     record: dict[str, Any] = {"model": kind}
+    for name in names:
+        alone(kind, name)  # what it cannot do by itself is no refusal of the pair
     try:
         both = [fill(made(kind, order)) for order in (names, names[::-1])]
     except PeftcError as error:

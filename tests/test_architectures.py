@@ -98,6 +98,7 @@ RULES = (
     "parallel:ffn(size=4)",
     "bitfit",
 )
+PREFIXES = ("prefix:4", "prefix_mlp:4(hidden=8)", "p_tuning_v2:4(visible=window)")
 
 
 def certified(model_type: str, rules: list[str], absent: bool) -> None:
@@ -123,10 +124,10 @@ def test_rules_together_on_what_is_hard(model_type: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [*RULES, "prefix:4"])
+@pytest.mark.parametrize("rule", [*RULES, *PREFIXES])
 @pytest.mark.parametrize("model_type", THE_57)
 def test_every_rule_on_every_architecture(model_type: str, rule: str) -> None:
-    lacks = rule in ("lora:q,v(rank=4)", "prefix:4") and model_type in NO_ATTENTION
+    lacks = rule in ("lora:q,v(rank=4)", *PREFIXES) and model_type in NO_ATTENTION
     certified(model_type, [rule], lacks or (":ffn" in rule and model_type in NO_FEED_FORWARD))
 
 

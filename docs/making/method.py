@@ -38,9 +38,12 @@ def pages() -> Mapping[str, partial[str]]:
 
 
 def left_over(root: Path) -> list[Path]:
-    """Pages and pictures of rules that are no more."""
+    """Texts, pages and pictures of rules that are no more."""
     known = {"README", *default_library().names()}
-    return sorted(path for path in (root / FOLDER).glob("*.*") if path.stem not in known)
+    texts = root / TEXTS.relative_to(TEXTS.parents[2])
+    return sorted(
+        path for path in (*(root / FOLDER).glob("*.*"), *texts.glob("*.md")) if path.stem not in known
+    )
 
 
 def index() -> str:
@@ -208,6 +211,11 @@ def properties(rule: Rule) -> Iterator[tuple[str, str]]:
             "yes: afterwards the model has its old class and speed"
             if merges(rule)
             else "no: it stays beside the model",
+        )
+    if folded := [name for section in written(rule) for name in section.fold]:
+        yield (
+            "Is it folded?",
+            f"yes: for inference {', '.join(map(code, dict.fromkeys(folded)))} is computed once, not in every call",
         )
     rates = [
         f"{code(name)}"

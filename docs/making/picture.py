@@ -152,7 +152,7 @@ def sized(part: Part, row: int, y: float) -> Box:
         return Box(part, part.lines, row, 0.0, y, 22, 22)
     said = [part.lines[0]]
     for line in part.lines[1:]:
-        said += textwrap.wrap(line, LONGEST, subsequent_indent="    ") or []
+        said += textwrap.wrap(line, LONGEST, subsequent_indent="    ", break_long_words=False)
     widths = [LETTER * 1.15 * len(said[0]), *(SMALL_LETTER * len(line) for line in said[1:])]
     return Box(part, tuple(said), row, 0.0, y, max(54.0, max(widths) + 16), LINE * len(said) + 10)
 

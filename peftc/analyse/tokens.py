@@ -6,16 +6,21 @@ from torch import fx
 
 from peftc.analyse.attention import AttentionCore
 from peftc.capture.masks import content_of
-from peftc.graphs.reading import ancestors, is_tensor, shape, value
+from peftc.graphs.reading import ancestors, is_call, is_tensor, shape, value
 
 
 def token_inputs(cores: list[AttentionCore]) -> tuple[fx.Node, ...]:
-    """The inputs [batch seq], of 1 and 0, whose content goes into a mask of an attention."""
+    """The inputs [batch seq], of 1 and 0, whose content goes into a mask of an attention.
+
+    Where what is added to scores depends on the text, so do masks; ids, by which rows are looked up, are no such input.
+    """
     masks = [core.node.kwargs.get("attn_mask") for core in cores]
     found: dict[fx.Node, None] = {}
     for mask in dict.fromkeys(mask for mask in masks if isinstance(mask, fx.Node)):
         for node in content_of(mask, set(ancestors(mask))):
-            if is_tensor(node) and value(node).dim() == 2 and not value(node).dtype.is_floating_point:
+            if not is_tensor(node) or value(node).dim() != 2 or value(node).dtype.is_floating_point:
+                continue
+            if not any(is_call(user, "embedding") and user.args[1] is node for user in node.users):
                 found.setdefault(node)
     return tuple(found)
 

@@ -22,7 +22,7 @@ from peftc.graphs.reading import argument, is_call, is_parameter, is_tensor, ope
 from peftc.lang.axes import ANY, Axes, show
 
 UNARY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"rsqrt": ("rsqrt",), "sigmoid": ("sigmoid",), "tanh": ("tanh",)}
+    {"rsqrt": ("rsqrt",), "sqrt": ("sqrt",), "sigmoid": ("sigmoid",), "tanh": ("tanh",)}
 )
 CASTS = ("to", "_to_copy", "type_as")
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten")
@@ -146,6 +146,8 @@ class Matcher:
                 yield from self.sum(pattern, tree, at, layout, state)
             case ast.BinOp(op=ast.Mult()):
                 yield from self.times(pattern, tree, at, layout, state)
+            case ast.BinOp(op=ast.Sub() | ast.Div()):
+                yield from self.ordered(pattern, tree, at, layout, state)
             case ast.Call(func=ast.Name(id=name)):
                 yield from self.call(pattern, tree, name, at, layout, state)
             case _:
@@ -253,6 +255,17 @@ class Matcher:
         else:
             self.fail(state, pattern, tree, at, "is no plain sum")
         yield from self.without_optional(pattern, tree, at, layout, state)
+
+    def ordered(
+        self, pattern: Pattern, tree: ast.BinOp, at: Any, layout: Axes, state: State
+    ) -> Iterator[State]:
+        """A difference or a quotient of two values."""
+        at, state = self.plain(at, state)
+        name, said = ("sub", "difference") if isinstance(tree.op, ast.Sub) else ("div", "quotient")
+        if is_call(at, name) and not at.kwargs and len(at.args) == 2:
+            yield from self.both(pattern, tree, at.args[0], at.args[1], layout, state.covering(at))
+        else:
+            self.fail(state, pattern, tree, at, f"is no plain {said}")
 
     def both(
         self, pattern: Pattern, tree: ast.BinOp, left: Any, right: Any, layout: Axes, state: State

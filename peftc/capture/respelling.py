@@ -92,6 +92,15 @@ def make_rms_norm(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.
     )
 
 
+def make_layer_norm(graph: fx.Graph, root: fx.Node, given: list[Any], _: Any) -> fx.Node | None:
+    """The norm, whose statistics are taken in single precision at least; all is of one number format."""
+    x, weight, bias, eps = given
+    if len({value(each).dtype for each in (x, weight, bias, root) if each is not None}) > 1:
+        return None
+    width = [int(value(weight).shape[0])]
+    return graph.call_function(torch.ops.aten.layer_norm.default, (x, width, weight, bias, eps))
+
+
 def make_attention(graph: fx.Graph, _: fx.Node, given: list[Any], __: Any) -> fx.Node:
     """The fused call; the chance of its dropout is 0 in evaluation."""
     query, key, values, mask, scale, dropped = given
@@ -118,6 +127,7 @@ def make_linear(
 
 MAKERS: Mapping[str, Maker] = {
     "rms_norm": make_rms_norm,
+    "layer_norm": make_layer_norm,
     "attention": make_attention,
     "linear": make_linear,
     "quick_gelu": lambda graph, _, given, __: graph.call_function(operations.quick_gelu, (given[0],)),

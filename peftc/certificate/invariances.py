@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Subject, error, main_output, run
+from peftc.lang.roles import BEGINS, ROLES
+from peftc.lang.scope import expressions
 
 
 def padding(subject: Subject) -> Finding:
@@ -64,6 +66,8 @@ def decoding(subject: Subject) -> Finding:
         return none(name, "the call is no text that a decoder goes on with")
     if not callable(getattr(subject.compiled, "generate", None)) or not subject.takes("past_key_values"):
         return none(name, "the model has no cache")
+    if labels := of_beginnings(subject):
+        return none(name, f"{', '.join(labels)} acts on what the call gives that begins a text")
     ids = subject.of_size(2, 7)["input_ids"]
 
     def difference(module: Any) -> float:
@@ -80,6 +84,19 @@ def decoding(subject: Subject) -> Finding:
         return error(torch.cat(pieces, 1), whole)
 
     return invariant(subject, name, difference, "five tokens at once and two one by one, to seven at once")
+
+
+def of_beginnings(subject: Subject) -> list[str]:
+    """Labels of the rules that ask whether a call begins a text: what they do depends on where the calls of one end."""
+    plan, found = subject.plan, dict[str, None]()
+    for application in plan.applications:
+        section = plan.section(application)
+        if BEGINS not in ROLES[application.site.role].ports:
+            continue
+        read = expressions(plan.bound(application.rule).rule, section).values()
+        if any(BEGINS in expression.names for expression in read):
+            found[application.rule] = None
+    return list(found)
 
 
 def invariant(subject: Subject, name: str, difference: Callable[[nn.Module], float], detail: str) -> Finding:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+
 import torch
 from torch import Tensor
 
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Arguments, Subject, run
 from peftc.lang import Section, signature
+from peftc.lang.scope import expressions
 from peftc.match.plan import Application
 
 LENGTH = 8
@@ -59,11 +62,14 @@ def depends(outputs: Tensor) -> Tensor:
 
 
 def keys_in_front(subject: Subject) -> Finding:
-    """Keys that a rule puts in front of an attention's own are seen from every token."""
+    """Keys that a rule puts in front of an attention's own are seen from every token, unless they are to slide out."""
     name = "keys in front"
     found = [(a, paths) for a in subject.plan.applications if (paths := paths_of_keys(subject, a))]
     if not found:
         return none(name, "no rule puts keys in front of others")
+    found = [(a, paths) for a, paths in found if not slides(subject, a)]
+    if not found:
+        return none(name, "keys in front fall out of a sliding window, as their rules say")
     arguments = short_call(subject)
     base = run(subject.compiled, arguments)
     by_token = base.dim() > 2
@@ -85,6 +91,23 @@ def keys_in_front(subject: Subject) -> Finding:
             )
         unseen += dark
     return within(name, float(unseen), 0.0, f"keys of {len(found)} attentions, from every output" + where)
+
+
+def slides(subject: Subject, application: Application) -> bool:
+    """Whether keys in front fall out of the window of an attention, as a setting of their rule says."""
+    rule, options = subject.plan.bound(application.rule).rule, subject.plan.options(application)
+    given = [
+        keyword.value
+        for expression in expressions(rule, subject.plan.section(application)).values()
+        for node in expression.nodes
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "visible"
+    ]
+    said = {
+        options.get(each.id) if isinstance(each, ast.Name) else getattr(each, "value", None) for each in given
+    }
+    return application.site.window > 0 and "window" in said
 
 
 def paths_of_keys(subject: Subject, application: Application) -> list[str]:

@@ -71,15 +71,18 @@ def full_mask(query: Tensor, key: Tensor) -> Tensor:
     return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
 
 
-def in_window(mask: Tensor, length: int, window: int) -> Tensor:
-    """Boolean mask [queries length] of keys in front: True where a query has them among its last `window` keys.
+def in_window(seen: Tensor, length: int, window: int) -> Tensor:
+    """Boolean mask [... queries length] of keys in front: True where a query has them among its last `window` keys.
 
-    The last query stands at the last key. Where older keys were thrown away, as they fell out of the window, this
-    puts queries too near to the front; but then every one of them is further from it than the window is wide.
+    The last query stands at the last key; but one that sees no key so late, as where a cache has places that are not
+    filled yet, at the last that it sees. Where older keys were thrown away, as they fell out of the window, this puts
+    queries too near to the front; but then every one of them is further from it than the window is wide.
     """
-    queries, keys = mask.shape[-2:]
-    places = torch.arange(queries, device=mask.device).unsqueeze(1) + (keys - queries)
-    return places - torch.arange(-length, 0, device=mask.device) < window
+    queries, keys = seen.shape[-2:]
+    numbers = torch.arange(keys, dtype=torch.int32, device=seen.device)
+    last = (seen * numbers).amax(-1, keepdim=True)
+    places = torch.minimum(last, numbers[keys - queries :].unsqueeze(1))
+    return places - torch.arange(-length, 0, device=seen.device) < window
 
 
 def open_mask(mask: Tensor, length: int, window: int = 0) -> Tensor:
@@ -97,7 +100,8 @@ def open_mask(mask: Tensor, length: int, window: int = 0) -> Tensor:
     best = best.where(best > torch.finfo(mask.dtype).min / 2, 0.0)  # a row that hides every key
     best = best.expand(*mask.shape[:-1], length)
     if window:
-        best = best.where(in_window(mask, length, window), torch.finfo(mask.dtype).min)
+        hidden = torch.finfo(mask.dtype).min
+        best = best.where(in_window(mask > hidden / 2, length, window), hidden)
     return torch.cat([best, mask], -1)
 
 

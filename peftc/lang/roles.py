@@ -88,6 +88,9 @@ OTHER = "other"
 CONV = "conv"
 """The part of a linear site that is a convolution: a matrix times all that it reads for one place."""
 
+BEGINS = "begins"
+"""The port that says whether a call begins a text."""
+
 BOTH = "both"
 """The part of a residual that adds what an attention and a feed-forward network make side by side."""
 

@@ -52,7 +52,7 @@ def cut_outputs(graph: fx.Graph, count: int, site: Site, length: int) -> None:
             cuts[leaf] = leaf
             for axis, size in enumerate(value(leaf).shape):
                 if str(size) in lengths and (not isinstance(size, int) or axis == 1):
-                    with graph.inserting_before(first_reader(output, leaf)):
+                    with graph.inserting_after(cuts[leaf]):
                         node = graph.create_node(
                             "call_function",
                             operations.behind,
@@ -80,12 +80,6 @@ def cut_outputs(graph: fx.Graph, count: int, site: Site, length: int) -> None:
         return held
 
     output.args = (within(output.args[0]),)
-
-
-def first_reader(output: fx.Node, leaf: fx.Node) -> fx.Node:
-    """Where what is cut of a value must stand: before the object that a model gives back, if it gives one."""
-    made = output.args[0]
-    return made if isinstance(made, fx.Node) and made is not leaf else output
 
 
 def token_lengths(graph: fx.Graph, site: Site, length: int) -> Iterator[str]:

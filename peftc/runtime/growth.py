@@ -108,18 +108,13 @@ class Side:
     past: int
 
     @property
-    def length(self) -> int | None:
-        """How many tokens the call itself has; None where it has none."""
-        for kind, axis in (("ids", -1), ("rows", -2)):
+    def tokens(self) -> tuple[int, ...] | None:
+        """The sizes of the ids, or of what is embedded already but for its last axis; None where a call has neither."""
+        for kind in ("ids", "rows"):
             for name, value in self.own.items():
-                if kind_of(name) == kind and isinstance(value, Tensor) and value.dim() >= -axis:
-                    return int(value.shape[axis])
+                if kind_of(name) == kind and isinstance(value, Tensor) and value.dim() > 1:
+                    return tuple(value.shape if kind == "ids" else value.shape[:-1])
         return None
-
-    @property
-    def dim(self) -> int:
-        """How many axes the ids have."""
-        return next((value.dim() for name, value in self.own.items() if kind_of(name) == "ids"), 2)
 
     @property
     def continues(self) -> bool:
@@ -129,14 +124,14 @@ class Side:
         masks = [
             value for name, value in self.own.items() if kind_of(name) == "mask" and isinstance(value, Tensor)
         ]
-        return all(mask.shape[-1] != self.past + (self.length or 0) for mask in masks)
+        return all(mask.shape[-1] != self.past + (self.tokens or (0,))[-1] for mask in masks)
 
     def grown(self) -> dict[str, Any]:
         """The arguments that change."""
-        length = self.length
-        if length is None:
+        if self.tokens is None:
             self.refuse_without_tokens()
             return {}
+        length = self.tokens[-1]
         if self.past and not self.continues:
             return {}
         self.refuse_too_long(length)
@@ -148,7 +143,7 @@ class Side:
                     raise unknown(name, self.rows, "give a mask [batch tokens]")
                 continue
             if kind is None and not self.past:
-                self.refuse_unknown(name, value, length)
+                self.refuse_unknown(name, value)
             if kind is not None and (kind in ("mask", "places", "points") or not self.past):
                 found[name] = self.longer(name, kind, value, length)
         return found
@@ -188,14 +183,13 @@ class Side:
         told = length + max(self.past - self.rows, 0)
         if value.dim() < 2 or value.shape[-1] != told:
             return value
-        if value.dim() > 2 and value.dim() != self.dim:
+        if value.dim() > 2 and value.dim() != len(self.tokens or ()):
             raise unknown(name, self.rows, "give a mask [batch tokens]")
         return torch.cat([value.new_ones(*value.shape[:-1], self.rows), value], -1)
 
-    def refuse_unknown(self, name: str, value: Tensor, length: int) -> None:
-        """Raise if an argument comes with the tokens, one of it for each, and nothing tells what it is."""
-        batches = {own.shape[0] for own in self.own.values() if isinstance(own, Tensor) and own.dim()}
-        if value.dim() > 1 and value.shape[1] == length and {value.shape[0]} == batches:
+    def refuse_unknown(self, name: str, value: Tensor) -> None:
+        """Raise if an argument comes with the tokens, one number for each, and nothing tells what it is."""
+        if tuple(value.shape) == self.tokens:
             raise unknown(
                 name, self.rows, "its name tells nothing that is known; leave it out, or name it as others do"
             )

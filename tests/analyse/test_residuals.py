@@ -35,6 +35,7 @@ def found(model: Any, given: dict[str, Any]) -> dict[str, tuple[str, int]]:
         ("mixtral", "attention ffn", 0),
         ("bart", "attention cross.attention ffn", 1),
         ("albert", "attention ffn", 1),
+        ("deberta", "attention ffn", 1),  # its norms are written out
     ],
 )
 def test_blocks_of_models(model_type: str, parts: str, norms: int) -> None:

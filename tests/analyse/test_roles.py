@@ -347,3 +347,15 @@ def test_ways_to_write_an_attention(way: str, want: dict[str, str]) -> None:
     with compiled.disable_adapter(), torch.no_grad():
         for x in (given["input"], torch.randn(3, 8, 6)):
             torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_ids_that_reach_a_mask_are_not_what_says_which_tokens_are_real() -> None:
+    from peftc.runtime import capture_example
+    from tests.zoo import entry, inputs
+
+    model = entry("deberta-v2").model()
+    given = inputs(model) | {"attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    _, _, (program, _, _) = capture_example(model, given)
+    located = [each for each in analyse(program.graph, model).located if each.site.role == "block"]
+    assert located
+    assert all(use.ports["tokens"].node.name == "attention_mask" for each in located for use in each.uses)

@@ -55,6 +55,38 @@ def variance(x: Tensor, w: Tensor) -> Tensor:
     return w * (x * torch.rsqrt((x - x.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True) + EPS))
 
 
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def by_rsqrt(x: Tensor, w: Tensor) -> Tensor:
+    wide = x.to(torch.float32)
+    middle = wide.mean(-1, keepdim=True)
+    spread = (wide - middle).pow(2).mean(-1, keepdim=True)
+    return (w.to(torch.float32) * ((wide - middle) * torch.rsqrt(spread + EPS))).to(x.dtype)
+
+
+def by_quotient(x: Tensor, w: Tensor) -> Tensor:
+    wide = x.float()
+    middle = wide.mean(-1, keepdim=True)
+    spread = (wide - middle).pow(2).mean(-1, keepdim=True)
+    return w * ((wide - middle) / torch.sqrt(spread + EPS)).to(x.dtype) + w
+
+
+def one_difference(x: Tensor, w: Tensor) -> Tensor:
+    moved = centred(x)
+    return w * (moved * torch.rsqrt(moved.pow(2).mean(-1, keepdim=True) + EPS))
+
+
+def not_centred(x: Tensor, w: Tensor) -> Tensor:
+    return w * (x * torch.rsqrt(centred(x).pow(2).mean(-1, keepdim=True) + EPS))
+
+
+def centred_elsewhere(x: Tensor, w: Tensor) -> Tensor:
+    moved = x - x.mean(1, keepdim=True)
+    return w * (moved * torch.rsqrt(moved.pow(2).mean(-1, keepdim=True) + EPS))
+
+
 def another_axis(x: Tensor, w: Tensor) -> Tensor:
     return w * (x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + EPS))
 
@@ -90,6 +122,28 @@ def test_spellings_become_one_bit_for_bit(
     assert isinstance(norm.args[1], torch.fx.Node)
     assert norm.args[1].target == "weight"
     assert operators(program) == {"rms_norm": 1}
+    assert torch.equal(run(program, module, x), module(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", [by_rsqrt, by_quotient, one_difference])
+def test_a_norm_of_mean_and_variance_within_rounding(
+    function: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    if function is one_difference and dtype != torch.float32:
+        return  # its statistics are rounded, those of the call are not
+    module, x = Norm(function, dtype), values(dtype)
+    program = captured(module, x=x)
+    assert operators(program) == {"layer_norm": 1}
+    bound = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(run(program, module, x), module(x), atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("function", [not_centred, centred_elsewhere])
+def test_twins_of_mean_and_variance_are_left(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    module, x = Norm(function), values(torch.float32)
+    program = captured(module, x=x)
+    assert not operators(program)["layer_norm"]
     assert torch.equal(run(program, module, x), module(x))
 
 

@@ -215,6 +215,10 @@ TWINS: list[tuple[str, Callable[[], nn.Module], dict[str, Tensor]]] = [
         for function in (norms.variance, norms.another_axis, norms.no_eps, norms.cubes, norms.another_value, norms.a_scaled_sum)
     ),
     *(
+        ("layer_norm", lambda function=function: norms.Norm(function), {"x": norms.values(torch.float32)})
+        for function in (norms.not_centred, norms.centred_elsewhere)
+    ),
+    *(
         ("attention", lambda function=function: attentions.Attention(function), QKV)
         for function in (attentions.other_axis, attentions.scores_returned, attentions.weights_returned,
                          attentions.soft_capped, attentions.rounded)

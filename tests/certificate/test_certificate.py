@@ -43,6 +43,12 @@ def test_what_does_not_apply_is_said() -> None:
     assert str(certificate).splitlines()[0].endswith("passes")
 
 
+def test_where_a_text_begins_is_no_matter_of_the_cache() -> None:
+    certificate = peftc.check(peftc.compile(llama(num_hidden_layers=1), ["loreft:2"], defaults=False))
+    assert certificate.passed, str(certificate)
+    assert "loreft acts on what the call gives that begins a text" in str(certificate)
+
+
 def test_everything_is_put_back() -> None:
     compiled: Any = peftc.compile(llama(), ["lora:q,v", "bitfit"]).train()
     before = {name: value.clone() for name, value in compiled.state_dict().items()}

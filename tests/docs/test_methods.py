@@ -29,7 +29,11 @@ def test_a_page_of_no_rule_is_found(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("README.md", "lora.md", "lora.svg", "lara.svg"):
         (folder / name).write_text("", encoding="utf-8")
-    assert [path.name for path in method.left_over(tmp_path)] == ["lara.svg"]
+    texts = tmp_path / "docs" / "making" / "methods"
+    texts.mkdir(parents=True)
+    for name in ("lora.md", "lira.md"):
+        (texts / name).write_text("", encoding="utf-8")
+    assert [path.name for path in method.left_over(tmp_path)] == ["lira.md", "lara.svg"]
 
 
 def test_costs_are_formulas_of_what_trains_at_a_site() -> None:

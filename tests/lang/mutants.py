@@ -23,7 +23,7 @@ OPERATORS = ("+", "-", "*", "/", "@")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 OPERAND = r"[A-Za-z_][A-Za-z0-9_]*"
 SIZES = {"d_in": 12, "d_out": 4, "d_model": 6, "d": 5, "heads": 4, "kv_heads": 2, "head_dim": 3, "value_dim": 3, "vocab": 7,
-         "keys": 3, "queries": 3, "batch": 2, "seq": 3}  # fmt: skip
+         "keys": 10, "queries": 3, "batch": 2, "seq": 3}  # fmt: skip
 NUMBERS = {"post_norms": 1}
 
 

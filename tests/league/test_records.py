@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.league import records
-from benchmarks.league.entrants import CHOICES, Entrant, Setting, entrants
+from benchmarks.league.entrants import CHOICES, DEFAULT, Entrant, Setting, entrants
 from benchmarks.methods import is_missing, keep
 from peftc.lang import default_library
 
@@ -43,6 +43,7 @@ def test_every_rule_takes_part() -> None:
 
 def test_every_choice_of_a_rate_says_where_it_comes_from() -> None:
     for name, chosen in tomllib.loads(CHOICES.read_text(encoding="utf-8")).items():
+        assert name in (*default_library().names(), DEFAULT)
         assert chosen["why"], name
         assert 1e-6 < chosen["learning_rate"] < 1, name
 

@@ -288,6 +288,7 @@ def test_what_does_not_fit_is_refused(text: str, said: str) -> None:
 @pytest.mark.parametrize("window", [0, 3])
 def test_a_mask_that_is_added_is_opened_as_one_of_truth_values_is(window: int) -> None:
     seen = torch.rand(2, 1, 4, 5, generator=torch.Generator().manual_seed(0)) > 0.3
+    seen |= torch.eye(4, 5, dtype=torch.bool).roll(1, -1)  # each query sees the key at its own place
     added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     opened = open_mask(seen, 2, window)
     assert torch.equal(open_mask(added, 2, window) == 0, opened)

@@ -387,6 +387,35 @@ def test_places_of_answers_move_with_the_text() -> None:
     torch.testing.assert_close(got.loss, sum(entropies) / 2)
 
 
+@pytest.mark.slow
+def test_outputs_inside_outputs_and_a_text_that_is_told_by_its_end() -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": WORDS, "max_position_embeddings": 30, "eos_token_id": END, "bos_token_id": 0}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**sizes, **text, "pad_token_id": 1},
+            vision_config={**sizes, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    ).eval()
+    ids = tokens().clamp(min=END + 1)
+    ids[:, -1] = END
+    front = ids[:1, :ROWS].expand(BATCH, -1) - 1 + (ids[:1, :ROWS] == END + 1).long()
+    given = {"input_ids": ids, "pixel_values": torch.randn(BATCH, 3, 16, 16)}
+    spec = f"prompt(length={ROWS}, init=text)"
+    data = {**given, "input_ids": front}
+    compiled: Any = peftc.compile(model, [spec], given, defaults=False, data=data)
+    with torch.no_grad():
+        got = compiled(**given)
+        want = model(**{**given, "input_ids": torch.cat([front, ids], 1)})
+    torch.testing.assert_close(got.logits_per_text, want.logits_per_text)
+    states = got.text_model_output.last_hidden_state, want.text_model_output.last_hidden_state
+    torch.testing.assert_close(states[0], states[1][:, ROWS:])
+
+
 def test_too_many_tokens_for_the_table_of_places() -> None:
     _, compiled = made("gpt2")
     with torch.no_grad():
