@@ -31,7 +31,7 @@ def parts(model_type: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for site in peftc.sites(model, inputs(model)):
         if site.role == "linear":
-            found.setdefault(site.path.rpartition(".")[2], set()).add(site.part)
+            found.setdefault(site.path.rpartition(".")[2], set()).add(site.part or "other")
     return found
 
 
@@ -45,7 +45,10 @@ def parts(model_type: str) -> dict[str, set[str]]:
         ("mpt", {"Wqkv": "q k v", "up_proj": "up", "down_proj": "down"}),
         ("phi3", {"qkv_proj": "q k v", "gate_up_proj": "gate up", "down_proj": "down"}),
         ("gemma2", {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate"}),
-        ("deepseek_v3", {"q_b_proj": "q", "kv_b_proj": "k v", "kv_a_proj_with_mqa": "k", "o_proj": "o"}),
+        (
+            "deepseek_v3",
+            {"q_b_proj": "q", "kv_b_proj": "k v", "kv_a_proj_with_mqa": "k other", "o_proj": "o"},
+        ),
         ("mixtral", {"gate": "router", "q_proj": "q"}),
         ("qwen3_moe", {"gate": "router", "v_proj": "v"}),
         ("deberta-v2", {"query_proj": "q", "key_proj": "k", "value_proj": "v"}),
@@ -60,11 +63,11 @@ def test_parts_of_projections(model_type: str, want: dict[str, str]) -> None:
 
 def test_a_scan_is_no_feed_forward_network() -> None:
     assert parts("mamba") == {
-        "in_proj": {""},
+        "in_proj": {"other"},
         "conv1d": {"conv"},
-        "x_proj": {""},
-        "dt_proj": {""},
-        "out_proj": {""},
+        "x_proj": {"other"},
+        "dt_proj": {"other"},
+        "out_proj": {"other"},
         "lm_head": {"head"},
     }
 
