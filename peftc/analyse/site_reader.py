@@ -425,6 +425,8 @@ class SiteReader:
                 for node in nodes
                 if any(user not in inside and user.op != "output" for user in node.users)
             ]
+            # A model may end in a block; else what an output shows of one is no way on.
+            leaving = leaving or [node for node in nodes if any(user.op == "output" for user in node.users)]
             if not leaving or value(leaving[-1]).dim() < 2:
                 continue
             last = leaving[-1]
@@ -434,7 +436,7 @@ class SiteReader:
                 path,
                 self.blocks[path],
                 {"d_model": shape(last)[-1]},
-                evidence="child of a module list",
+                evidence="one of a list of blocks",
             )
             begins = Port("value", last, number=int(begins_a_text(self.cores)))
             yield site, Use(last, self.with_tokens({"y": Port("result", last), "begins": begins}, "y"))

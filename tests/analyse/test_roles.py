@@ -343,6 +343,7 @@ def test_ways_to_write_an_attention(way: str, want: dict[str, str]) -> None:
             start = site.rows[0][0] if site.rows else 0
             found.setdefault(site.path.rpartition(".")[2], {})[start] = site.part or "other"
     assert {name: " ".join(parts[at] for at in sorted(parts)) for name, parts in found.items()} == want
+    assert [site.path for site in peftc.sites(model, given) if site.role == "block"] == ["1.0", "1.1"]
     compiled: Any = peftc.compile(model, ["lora:all-linear(rank=2)"], given, defaults=False)
     with compiled.disable_adapter(), torch.no_grad():
         for x in (given["input"], torch.randn(3, 8, 6)):
