@@ -33,7 +33,7 @@ def found(model: Any, given: dict[str, Any]) -> dict[str, tuple[str, int]]:
         ("gpt_neox", "both", 0),
         ("cohere", "attention ffn", 0),
         ("mixtral", "attention ffn", 0),
-        ("bart", "attention cross.attention ffn", 1),
+        ("bart", "decoder.attention cross.attention decoder.ffn", 1),
         ("albert", "attention ffn", 1),
         ("deberta", "attention ffn", 1),  # its norms are written out
     ],
