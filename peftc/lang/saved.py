@@ -13,6 +13,7 @@ from peftc.errors import RuleError, SavedAdapterError
 from peftc.lang.axes import Constant
 from peftc.lang.bind import Bound
 from peftc.lang.check import check
+from peftc.lang.condition import is_on
 from peftc.lang.document import Rule, Use
 from peftc.lang.library import Library, default_library
 from peftc.lang.site_options import SiteOptions
@@ -92,7 +93,7 @@ def renamed(each: SiteOptions, names: Mapping[str, str]) -> SiteOptions:
 
 def flattened_with(bound: Bound, saved: SavedRule, library: Library) -> Rule:
     """The reading rule, flattened with the adapters' own rule in the place of the one that it names."""
-    written, stored = bound.rule.written, saved.bound.rule
+    written, stored = bound.rule.written, as_trained(saved.bound)
     if not any(use.saved for use in written.use):
         return bound.rule
     alias = "saved_rule"  # so that another use of the same name still finds that of the library
@@ -112,6 +113,12 @@ def flattened_with(bound: Bound, saved: SavedRule, library: Library) -> Rule:
             where=WHERE,
             detail=(f"at {error.where}",),
         ) from error
+
+
+def as_trained(bound: Bound) -> Rule:
+    """The rule of an adapter without the sections that its options turn off: they hold nothing."""
+    on = tuple(section for section in bound.rule.also if is_on(bound.rule, section, bound.options))
+    return bound.rule.model_copy(update={"also": on})
 
 
 def option_names(rule: Rule, stored: Bound) -> dict[str, str]:
