@@ -25,7 +25,7 @@ demo-full: $(VENV)/.demo  ## the same on every review, three epochs, three seeds
 	$(BIN)/python examples/demo.py --full --seeds 0 1 2
 
 test: $(VENV)/.dev  ## the tests that need neither long nor an accelerator
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/.dev  ## every test this machine can run
 	$(BIN)/python -m pytest -q

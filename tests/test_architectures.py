@@ -5,6 +5,7 @@ The quick tests take one architecture of each kind of difficulty; the slow ones 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -17,12 +18,18 @@ from tests.zoo import THE_57, entry, inputs
 
 # What is hard about each: a fused projection, an interleaved one, one key head, latent attention, experts, capped
 # scores, biases of relative positions, one layer twelve times, cross-attention, windows of images, sound, a scan.
-QUICK = """
+HARD = """
 gpt2 bloom gpt_bigcode falcon deepseek_v3 qwen3_moe gemma2 mpnet deberta-v2
 albert t5 bart phi3 codegen swin wav2vec2 mamba
 """
+QUICK = {"gpt2", "falcon", "deepseek_v3", "albert", "t5", "swin"}
 NO_ATTENTION = {"mamba"}
 NO_FEED_FORWARD = {"mamba"}
+
+
+def quick(model_types: Iterable[str]) -> list[Any]:
+    """The architectures, those that are not among the quick ones marked as slow."""
+    return [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in model_types]
 
 
 def parts(model_type: str) -> dict[str, set[str]]:
@@ -116,7 +123,7 @@ def certified(model_type: str, rules: list[str], absent: bool) -> None:
     assert certificate.passed, str(certificate)
 
 
-@pytest.mark.parametrize("model_type", QUICK.split())
+@pytest.mark.parametrize("model_type", quick(HARD.split()))
 def test_rules_together_on_what_is_hard(model_type: str) -> None:
     if model_type in NO_ATTENTION:
         certified(model_type, ["lora:all-linear(rank=4)"], absent=False)
@@ -144,7 +151,7 @@ WAYS: dict[str, dict[str, Any]] = {
 NEW = 5
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
+@pytest.mark.parametrize("model_type", quick(DECODERS))
 def test_generation(model_type: str) -> None:
     model = entry(model_type).model()
     compiled: Any = peftc.compile(

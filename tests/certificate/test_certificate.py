@@ -49,6 +49,7 @@ def test_where_a_text_begins_is_no_matter_of_the_cache() -> None:
     assert "loreft acts on what the call gives that begins a text" in str(certificate)
 
 
+@pytest.mark.slow
 def test_everything_is_put_back() -> None:
     compiled: Any = peftc.compile(llama(), ["lora:q,v", "bitfit"]).train()
     before = {name: value.clone() for name, value in compiled.state_dict().items()}

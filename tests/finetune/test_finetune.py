@@ -73,7 +73,11 @@ def test_train_then_predict(settings: Settings, quiet: Console) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["lora:q,v(lr_ratio=4)", "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)", "adapter_drop:8(most=2)"],
+    [
+        "lora:q,v(lr_ratio=4)",
+        pytest.param("adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)", marks=pytest.mark.slow),
+        pytest.param("adapter_drop:8(most=2)", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_ends_in_the_same_bits(
     rule: str, settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +117,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert bool(states[0]) == rule.startswith("adalora"), "importances are averages of all steps"
 
 
+@pytest.mark.slow
 def test_what_training_put_to_0_is_not_saved(settings: Settings, quiet: Console) -> None:
     spec = "adalora:q,v(rank=4, target=2, warmup=2, cooldown=3)"
     result = finetune(replace(settings, rules=(spec,)), quiet)
@@ -150,6 +155,7 @@ def test_rules_give_learning_rates(
     assert all(group["lr"] == pytest.approx(group["initial_lr"] * groups[0]["lr"] / 0.01) for group in groups)
 
 
+@pytest.mark.slow
 def test_parameters_can_start_from_the_data(settings: Settings, quiet: Console, tmp_path: Path) -> None:
     from tests.runtime.test_starting import PREFIX
 

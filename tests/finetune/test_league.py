@@ -21,7 +21,8 @@ def folder(reviews: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["ia3", pytest.param("adapter_fusion", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ia3", "adapter_fusion"])
 def test_a_record_holds_what_the_page_tells(name: str, folder: Path, tiny_encoder: Path) -> None:
     (entrant,) = entrants([name])
     record = run(entrant, 0, Setting(epochs=1, batch_size=16), folder, tiny_encoder)

@@ -31,6 +31,7 @@ def settings(tiny_encoder: Path, reviews: Path, tmp_path: Path) -> Settings:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_adapters_then_their_fusion(settings: Settings, tmp_path: Path) -> None:
     finetune(settings, QUIET)
     finetune(replace(settings, out=tmp_path / "two", seed=1), QUIET)

@@ -82,6 +82,7 @@ def _members(value: Any, rest: dict[str, Any], path: str) -> Iterator[str]:
             yield f"{path}.{key}: unknown"
 
 
+@pytest.mark.slow
 def test_the_made_documentation_is_current() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "docs.make", "--check"], cwd=ROOT, check=False, capture_output=True, text=True

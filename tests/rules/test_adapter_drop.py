@@ -99,6 +99,7 @@ def test_the_layers_below_are_the_models_own(make: Callable[[], Any], kind: str)
     check_equal(model, kind, compiled)
 
 
+@pytest.mark.slow
 @CASES
 def test_one_model_serves_any_n(make: Callable[[], Any], tmp_path: Path) -> None:
     model = make()
@@ -139,6 +140,7 @@ def test_one_model_serves_any_n(make: Callable[[], Any], tmp_path: Path) -> None
     assert torch.equal(loaded(**call).logits, whole)
 
 
+@pytest.mark.slow
 def test_an_n_of_its_own_holds_while_training_too() -> None:
     model = decoder()
     compiled: Any = peftc.compile(model, "adapter_drop:8(most=3)", batch(model), defaults=False)

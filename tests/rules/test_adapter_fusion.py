@@ -240,6 +240,7 @@ def test_options_by_site_and_a_gate_of_a_layer_come_along(tmp_path: Path) -> Non
     assert [dict(each.options) for each in plan.applications] == [{}, {"fusion_size": 5, "fusion_scale": 2.0}]
 
 
+@pytest.mark.slow
 def test_adapters_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     model, narrow = llama(), llama(hidden_size=16)
     one = saved(model, tmp_path, "bottleneck:8", ("one",))[0]["one"]

@@ -262,6 +262,7 @@ def test_a_task_head_trains_by_default_and_the_plan_says_so() -> None:
     assert not compiled.peftc_plan.trained
 
 
+@pytest.mark.slow
 def test_a_head_over_the_vocabulary_does_not() -> None:
     compiled: Any = peftc.compile(llama(), ["lora:q"])
     assert not compiled.peftc_plan.trained

@@ -35,7 +35,12 @@ def together(model: Any, rules: list[str], base: Any, top: Any) -> Any:
     ("make", "below", "above"),
     [
         (bert, ["houlsby(size=4)", "bitfit"], ["lora:q,v(rank=4)"]),
-        (llama, ["prefix:3", "adalora:q,v(rank=4, target=2)"], ["lora:all-linear(rank=4)", "prefix:2"]),
+        pytest.param(
+            llama,
+            ["prefix:3", "adalora:q,v(rank=4, target=2)"],
+            ["lora:all-linear(rank=4)", "prefix:2"],
+            marks=pytest.mark.slow,
+        ),
         (llama, ["nf4", "lora:q(rank=4)"], ["lora:q,v(rank=4)"]),
     ],
 )
