@@ -134,6 +134,7 @@ def test_what_training_put_to_0_is_not_saved(settings: Settings, quiet: Console)
     )
 
 
+@pytest.mark.slow
 def test_rules_give_learning_rates(
     settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

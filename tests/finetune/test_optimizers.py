@@ -79,6 +79,7 @@ def test_each_runs_on_a_cpu(name: str) -> None:
     assert "pages" not in " ".join(notes_on(name, accelerator=True))
 
 
+@pytest.mark.slow
 def test_a_run_with_packed_weights_pages_and_eight_bits(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def test_other_rules_read_what_is_left_of_the_weight(make: Callable[[], Any], ru
             assert torch.allclose(compiled.get_parameter(name).grad, trained.grad, atol=1e-6, rtol=1e-5), name
 
 
+@pytest.mark.slow
 def test_the_model_is_not_changed_and_no_whole_weight_is_kept() -> None:
     model = llama(vocab_size=67, hidden_size=64, intermediate_size=192, num_hidden_layers=1)
     before = {name: held.clone() for name, held in model.state_dict().items()}

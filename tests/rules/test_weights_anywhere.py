@@ -158,6 +158,7 @@ def test_weights_of_one_module_are_sites_of_their_own() -> None:
     assert [each.site.id for each in compiled.peftc_plan.applications] == ["one:other", "two:other"]
 
 
+@pytest.mark.slow
 def test_a_state_space_model() -> None:
     model = entry("mamba").model()
     compiled = same_as_moved(model, "lora:path=*.out_proj", inputs(model))
