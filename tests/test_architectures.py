@@ -22,7 +22,7 @@ HARD = """
 gpt2 bloom gpt_bigcode falcon deepseek_v3 qwen3_moe gemma2 mpnet deberta-v2
 albert t5 bart phi3 codegen swin wav2vec2 mamba
 """
-QUICK = {"gpt2", "falcon", "albert", "t5", "swin"}
+QUICK = {"gpt2", "albert", "t5", "swin"}
 NO_ATTENTION = {"mamba"}
 NO_FEED_FORWARD = {"mamba"}
 

@@ -182,6 +182,7 @@ def test_a_failure_leaves_no_folder(
     assert [entry.name for entry in settings.out.parent.iterdir()] == ["reviews.csv"]
 
 
+@pytest.mark.slow
 def test_the_models_own_head_and_checkpointing(settings: Settings, quiet: Console) -> None:
     result = finetune(replace(settings, pooling="model", gradient_checkpointing=True, max_steps=3), quiet)
     assert result.metrics["training"]["steps"] == 3

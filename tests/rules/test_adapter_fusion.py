@@ -178,6 +178,7 @@ def test_the_equation(
         assert (one - other).abs().max() <= 1e-8 * other.abs().max(), name
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_mean_of_what_the_adapters_add(tmp_path: Path) -> None:
     """One adapter twice is that adapter: the shares sum to 1, and the values start as what comes in."""
     model = llama()
@@ -193,6 +194,7 @@ def test_it_starts_as_a_mean_of_what_the_adapters_add(tmp_path: Path) -> None:
     assert 0.015 < held["fusion_key"].std() < 0.025
 
 
+@pytest.mark.slow
 def test_the_values_are_kept_near_the_identity(tmp_path: Path) -> None:
     model = llama()
     folders, _ = saved(model, tmp_path, "bottleneck:8")

@@ -179,6 +179,7 @@ def test_only_the_adapter_is_saved_and_loading_packs_the_same_bits(tmp_path: Pat
     assert torch.equal(loaded(**given(model)).logits, again(**given(model)).logits)
 
 
+@pytest.mark.slow
 def test_one_graph_and_no_more_of_them_than_without() -> None:
     from torch._dynamo.utils import counters
 

@@ -129,6 +129,7 @@ def test_hf_peft() -> None:
         assert (first[ours].grad - same.grad).abs().max() <= 1e-5 * same.grad.abs().max()
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     model, ids = llama(), tokens()
     compiled: Any = peftc.compile(model, [SPEC], defaults=False)

@@ -66,6 +66,7 @@ def test_checkpointed_blocks_give_the_same_gradients(compiled: Any, reentrant: b
         torch.testing.assert_close(gradient, want[path], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_with_places_that_are_not_filled_yet(compiled: Any) -> None:
     """The prefix falls out of the window when tokens have come, not when there is room for them."""
     told: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}

@@ -133,6 +133,7 @@ def test_it_is_a_module_of_its_own(tmp_path: Path) -> None:
     assert torch.allclose(twice(**call_of(model)).logits, loaded(**call_of(model)).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_generates_and_trains_on_without_its_schedule(decoder: Any) -> None:
     smaller = decoder.shrink()
     ids = tokens()[:, :5]

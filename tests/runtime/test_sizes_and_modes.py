@@ -128,6 +128,7 @@ def test_a_frozen_batch_norm_stays_frozen() -> None:
         torch.testing.assert_close(compiled.norm.running_mean, model.norm.running_mean)
 
 
+@pytest.mark.slow
 def test_torch_compile_follows_the_mode_of_a_part() -> None:
     model: Any = bert(dropout=0.5)
     compiled: Any = peftc.compile(model, ["lora:q,v"])

@@ -228,6 +228,7 @@ def steps(compiled: Any, numbers: range) -> None:
         optimizer.zero_grad()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_saved_state(tmp_path: Path) -> None:
     whole = adalora()
     whole.update_schedules(0, 8)
