@@ -40,26 +40,28 @@ def bert(seed: int = 0, *, dropout: float = 0.0, attention: str = "sdpa", **sett
     return shaken(BertForSequenceClassification(config)).eval()
 
 
+DECODER: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+"""The sizes of a tiny decoder."""
+
+
 def llama(seed: int = 0, *, attention: str = "sdpa", **settings: Any) -> Any:
     """A tiny decoder with two key heads for four query heads, and a head tied to its table."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    given: dict[str, Any] = {
-        "vocab_size": WORDS,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-        "attn_implementation": attention,
-    }
+    given = {**DECODER, "tie_word_embeddings": True, "attn_implementation": attention}
     return shaken(LlamaForCausalLM(LlamaConfig(**{**given, **settings}))).eval()
 
 
@@ -68,21 +70,7 @@ def mistral(seed: int = 0, *, attention: str = "sdpa", **settings: Any) -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(seed)
-    given: dict[str, Any] = {
-        "vocab_size": WORDS,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "sliding_window": 4,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-        "attn_implementation": attention,
-    }
+    given = {**DECODER, "sliding_window": 4, "attn_implementation": attention}
     return shaken(MistralForCausalLM(MistralConfig(**{**given, **settings}))).eval()
 
 

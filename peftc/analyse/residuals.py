@@ -51,15 +51,18 @@ class Residual:
 
 
 def residuals(
-    graph: fx.Graph, seeds: Iterable[Seed], results: Mapping[fx.Node, fx.Node], blocks: Mapping[str, int]
+    seeds: Iterable[Seed],
+    results: Mapping[fx.Node, fx.Node],
+    blocks: Mapping[str, int],
+    order: Mapping[fx.Node, int],
 ) -> list[Residual]:
     """Every residual sum that one of the seeds reaches, in graph order; a sum of several is one.
 
     Args:
         results: a norm → the node that has its scale.
         blocks: path of each block.
+        order: the place of each node in its graph.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
     found: dict[fx.Node, tuple[int, list[Seed]]] = {}
     for seed in seeds:
         for node, key in sums_of(seed.result, order):

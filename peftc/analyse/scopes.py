@@ -21,19 +21,19 @@ def is_crossed(core: AttentionCore, projections: Mapping[fx.Node, Projection]) -
     if query is None or key is None or projections[query].x is projections[key].x:
         return False
     of_query = set(ancestors(projections[query].x))
-    of_key = {node for node in ancestors(projections[key].x) if is_stream(node)} | {projections[key].x}
+    of_key = {node for node in ancestors(projections[key].x) if is_of_tokens(node)} | {projections[key].x}
     mixed: set[fx.Node] = set()
     for node in core.node.graph.nodes:  # in order: sources come first
         if node not in of_query:
             continue
         if node in of_key or any(source in mixed for source in node.all_input_nodes):
             mixed.add(node)
-        elif is_stream(node):
+        elif is_of_tokens(node):
             return True
     return False
 
 
-def is_stream(node: fx.Node) -> bool:
+def is_of_tokens(node: fx.Node) -> bool:
     """Whether a node computes numbers for each of some tokens: [batch seq d], or with more axes."""
     held = is_tensor(node) and node.op == "call_function"
     return held and value(node).dim() > 2 and value(node).dtype.is_floating_point

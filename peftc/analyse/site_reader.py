@@ -23,6 +23,7 @@ from peftc.analyse.projections import Projection, projections
 from peftc.analyse.residuals import Residual, Seed, residuals
 from peftc.analyse.scopes import Scopes
 from peftc.analyse.site import Convolution, Gather, Port, Site, Use
+from peftc.analyse.streams import order_of
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import reached, table_parts
 from peftc.analyse.tokens import begins_a_text, token_inputs, tokens_of
@@ -79,7 +80,7 @@ class SiteReader:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
         self.blocks = block_paths(root)
-        self.order = {node: place for place, node in enumerate(graph.nodes)}
+        self.order = order_of(graph)
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections, self.order)
         self.cores = attention_cores(graph, self.projections, self.flow)
@@ -277,7 +278,7 @@ class SiteReader:
     def residuals(self) -> Iterator[tuple[Site, Use]]:
         """Residual sums."""
         results = {norm.node: norm.result for norm in norms(self.graph)}
-        for found in residuals(self.graph, self.seeds(), results, self.blocks):
+        for found in residuals(self.seeds(), results, self.blocks, self.order):
             yield self.residual(found)
 
     def residual(self, found: Residual) -> tuple[Site, Use]:

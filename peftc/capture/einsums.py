@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Equation:
-    """An einsum over x and a weight, its letters by what becomes of them.
+    """An einsum over x and a weight, or another value in its place: its letters by what becomes of them.
 
     Attributes:
         x, weight, out: the letters of each, in order.
@@ -94,18 +94,16 @@ class SpellHeadProducts:
             (one, other), (left, right), out = told
             if len(left) != 4 or len(right) != 4 or len({*left, *right}) != 5:
                 continue
-            each = [letter for letter in out if letter in left and letter in right]
-            summed = [letter for letter in left if letter in right and letter not in out]
-            rows, columns = (
-                [x for x in out if x in mine and x not in its] for mine, its in ((left, right), (right, left))
-            )
-            if len(each) != 2 or len(summed) != 1 or len(rows) != 1 or len(columns) != 1:
+            of = Equation(left, right, out)
+            if (len(of.stack), len(of.summed), len(of.rows), len(of.channels)) != (2, 1, 1, 1):
+                continue
+            if len(out) != 4 or set(out) != {*of.stack, *of.rows, *of.channels}:
                 continue
             with graph.inserting_before(node):
-                first = turned(graph, node, one, left, [*each, *rows, *summed])
-                second = turned(graph, node, other, right, [*each, *summed, *columns])
+                first = turned(graph, node, one, left, list(of.stack + of.rows + of.summed))
+                second = turned(graph, node, other, right, list(of.stack + of.summed + of.channels))
                 y = made(graph, node, aten.matmul.default, first, second)
-                new = turned(graph, node, y, "".join([*each, *rows, *columns]), list(out))
+                new = turned(graph, node, y, of.stack + of.rows + of.channels, list(out))
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             changed += 1

@@ -13,6 +13,7 @@ from torch.nn import functional
 import peftc
 from peftc.errors import MergeError, NoMatchError
 from tests.models import randomise
+from tests.rules.test_updates import close
 from tests.zoo import entry, inputs
 
 RANK, ALPHA = 2, 6
@@ -63,10 +64,6 @@ class ByHand(nn.Module):
 
 def pixels(seed: int = 0) -> Tensor:
     return torch.randn(2, 6, 9, 10, generator=torch.Generator().manual_seed(seed))
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
 
 
 def compiled_and_own(model: nn.Module, rules: list[Any], data: Any = None) -> tuple[Any, dict[str, Tensor]]:

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 import peftc
 from peftc.errors import MergeError, SpecError
 from tests.models import bert, llama, padding, randomise, tokens
+from tests.rules.test_updates import close
 from tests.zoo import entry, inputs
 
 RANK, ALPHA = 4, 12
 SPEC = f"lora:embedding(rank={RANK}, alpha={ALPHA})"
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
 
 
 class ByHand(nn.Module):

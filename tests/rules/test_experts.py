@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import peftc
 from peftc.errors import NoMatchError
 from tests.models import randomise
+from tests.rules.test_updates import close
 from tests.zoo import entry, inputs
 
 RANK, ALPHA = 3, 6
@@ -26,10 +27,6 @@ def model_of(model_type: str, way: str) -> Any:
         if hasattr(module, "config"):
             module.config._experts_implementation = way
     return model
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
 
 
 def own_parameters(compiled: Any, path: str) -> dict[str, dict[str, Tensor]]:

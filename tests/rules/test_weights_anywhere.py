@@ -13,13 +13,10 @@ from torch.nn import functional
 import peftc
 from peftc.errors import MergeError
 from tests.models import bert, llama, randomise, tokens
+from tests.rules.test_updates import close
 from tests.zoo import entry, inputs
 
 RANK, ALPHA = 2, 4
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
 
 
 def own_delta(compiled: Any, application: Any) -> Tensor:
