@@ -151,27 +151,14 @@ def merging(composing: Records) -> Iterator[str]:
     )
 
 
-KNOWN = {
-    (
-        "loreft",
-        "p_tuning",
-    ): "loreft's first token of the text is then one of the rows put in front, whose output is dropped",
-    (
-        "loreft",
-        "prompt",
-    ): "loreft's first token of the text is then one of the rows put in front, whose output is dropped",
-}
-"""Pairs that are known to break a law, and why."""
-
-
 def wrong(found: Records) -> Iterator[str]:
     """Pairs that break a law."""
     if found:
         yield "## Broken"
         yield table(
-            ("pair", "what", "why"),
+            ("pair", "what"),
             (
-                (f"{code(one)} {code(other)}", lacking(record), KNOWN.get((one, other), "not known yet"))
+                (f"{code(one)} {code(other)}", lacking(record))
                 for (one, other), record in sorted(found.items())
             ),
         )

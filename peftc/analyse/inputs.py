@@ -13,11 +13,10 @@ from peftc.analyse.positions import State
 from peftc.analyse.projections import Projection
 from peftc.analyse.scopes import is_crossed
 from peftc.analyse.tables import content
+from peftc.capture.arguments import is_decoders, kind_of
 from peftc.graphs.evaluating import evaluate
 from peftc.graphs.reading import ancestors, is_call, is_tensor, module_stack, operator_name, shape, value
 
-EMBEDDED = "inputs_embeds"
-"""How models call an argument that holds tokens embedded already; of decoders with something in front."""
 GIVEN = "rows that a call gives"  # evidence of an input that comes without its table
 
 
@@ -61,7 +60,7 @@ def inputs(
     rows: dict[fx.Node, fx.Node | None] = {}
     taken: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" and node.name.endswith(EMBEDDED) and is_tensor(node):
+        if node.op == "placeholder" and kind_of(node.name) == "rows" and is_tensor(node):
             rows[node] = None
         elif tables.get(node) == "embedding" and (ids := ids_of(node)) is not None and ids not in taken:
             taken.add(ids)
@@ -71,7 +70,7 @@ def inputs(
     targets = {
         node
         for node, gather in rows.items()
-        if (node in asking and node not in asked) or (gather is None and node.name.startswith("decoder"))
+        if (node in asking and node not in asked) or (gather is None and is_decoders(node.name))
     }
     found = []
     for node, gather in rows.items():

@@ -39,3 +39,8 @@ def is_decoders(name: str) -> bool:
 def is_encoders(name: str) -> bool:
     """Whether an argument of a decoder tells of an encoder's output."""
     return name.startswith("encoder_")
+
+
+def is_next_calls(name: str) -> bool:
+    """Whether a result, by its name in an output, is there to be given to a next call: a cache, an encoder's output."""
+    return "past" in name or "cache" in name or name.startswith("encoder")

@@ -312,6 +312,11 @@ def all_tokens(x: Tensor) -> Tensor:
     return torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
 
 
+def without_first(tokens: Tensor, count: int) -> Tensor:
+    """tokens [batch seq] with 0 for the first so many."""
+    return torch.cat([torch.zeros_like(tokens[:, :count]), tokens[:, count:]], 1)
+
+
 def channels_last(x: Tensor, groups: int) -> Tensor:
     """x [batch channels place…] as [batch place… channels]; with groups as [batch place… groups channels]."""
     turned = x.movedim(1, -1)

@@ -118,7 +118,8 @@ _TOKENS = _port(
     "tokens",
     "value",
     "batch seq",
-    "1 for a real token, 0 for padding; all 1 where a call tells nothing of padding.",
+    "1 for a real token, 0 for padding and for rows that a rule puts in front of the text; all 1 where a call tells "
+    "nothing of padding.",
     optional=True,
 )
 _INPUT = _port("x", "operand", "* d_in", "What is multiplied by the weight.")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from peftc.analyse import Site
-from peftc.capture.arguments import is_decoders, kind_of
+from peftc.capture.arguments import is_decoders, is_next_calls, kind_of
 from peftc.graphs import operations
 from peftc.graphs.reading import ADDED, MODULES, is_tensor, module_stack, shape, value
 
@@ -64,7 +64,7 @@ def cut_outputs(graph: fx.Graph, count: int, site: Site, length: int) -> None:
         return cuts[leaf]
 
     def within(held: Any, name: str = "") -> Any:
-        if "past" in name or "cache" in name or name.startswith("encoder"):
+        if is_next_calls(name):
             return held
         if isinstance(held, fx.Node):
             if is_tensor(held):

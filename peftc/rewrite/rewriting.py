@@ -27,7 +27,7 @@ from peftc.analyse import (
 from peftc.errors import ProgramError
 from peftc.graphs import operations
 from peftc.graphs.program import copy_graph
-from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape
+from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape, value
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
@@ -37,7 +37,7 @@ from peftc.quantised.weight import HOME
 from peftc.rewrite.backend import AbsentMask, GraphBackend
 from peftc.rewrite.eager import laid_out, own_part, weight_terms
 from peftc.rewrite.forms import backend_for
-from peftc.rewrite.growing import cut_outputs, take_out
+from peftc.rewrite.growing import cut_outputs, take_out, token_lengths
 from peftc.rewrite.losses import add_losses
 
 ORIGINAL = "original"  # below HOME: the model's own values of parameters that train
@@ -179,6 +179,9 @@ class Rewriter:
         ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
         self.rooms: dict[fx.Node, fx.Node] = {}  # what a model reads → the same without the rows of the room
+        self.fronts: dict[
+            str, int
+        ] = {}  # what the graph calls a number of tokens → the rows of the room among them
 
     def make_room(self, located: Located, count: int, *, cut: bool) -> None:
         """Let an input have so many rows in front, which rules are to put there; and cut the outputs, if asked to."""
@@ -187,6 +190,8 @@ class Rewriter:
             if cut:
                 cut_outputs(self.graph, count, located.site, shape(use.anchor)[1])
                 cut = False
+            length = shape(use.anchor)[1]
+            self.fronts |= dict.fromkeys(token_lengths(self.graph, located.site, length), count)
             self.rooms[rows] = take_out(self.graph, rows, count, located.site)
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:
@@ -225,8 +230,10 @@ class Rewriter:
                 for port, at in ports.items():
                     if at.since is None or port in read:
                         given[port] = Term(told.ports[port], self.value(port, at, use, backend))
-                if "tokens" in told.ports and "tokens" not in ports:
-                    given["tokens"] = Term(told.ports["tokens"], self.all_tokens(ports, backend))
+                if "tokens" in told.ports:
+                    given["tokens"] = Term(
+                        told.ports["tokens"], self.tokens(site, given.get("tokens"), ports, backend)
+                    )
                 scope = Scope(
                     bound.rule,
                     {**bound.options, **application.options},
@@ -307,10 +314,16 @@ class Rewriter:
             new[node] = made
         return new[last]
 
-    def all_tokens(self, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
-        """What says that every token is real, where a call tells nothing of padding."""
-        like = next(ports[port].source for port in ("h", "x", "q", "y") if port in ports)
-        return backend.make(operations.all_tokens, like)
+    def tokens(self, site: Site, told: Term | None, ports: Mapping[str, Port], backend: GraphBackend) -> Any:
+        """What says which tokens are real: all of them, where a call tells nothing of padding.
+
+        Rows that a rule puts in front of what the model reads are no tokens of a text: its first one is behind them.
+        """
+        at = next(ports[port] for port in ("tokens", "h", "x", "q", "y") if port in ports)
+        held = backend.make(operations.all_tokens, at.source) if told is None else told.held
+        # By what the model itself has there: what rules made has no size before it runs.
+        count = 0 if ROLES[site.role].grows else self.fronts.get(str(value(at.node).shape[1]), 0)
+        return backend.make(operations.without_first, held, count) if count else held
 
     def write(
         self,

@@ -39,7 +39,7 @@ def test_a_pair_that_cannot_be_is_refused_with_both_names() -> None:
 def test_all_pairs(one: str) -> None:
     found = {(one, other): broken(measure(one, other)) for other in NAMES if other > one}
     wrong = {pair: laws for pair, laws in found.items() if laws}
-    assert wrong.keys() == {pair for pair in compositions.KNOWN if pair[0] == one}, wrong
+    assert not wrong
 
 
 @pytest.mark.slow

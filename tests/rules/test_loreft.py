@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +111,33 @@ def test_tokens_that_are_generated_are_not_edited(cache: str) -> None:
             whole = torch.cat([whole, torch.ones_like(whole[:, :1])], 1)
     assert torch.equal(made, text)
     assert not torch.equal(made, model.generate(**call, **told))
+
+
+def test_the_first_token_is_behind_rows_put_in_front() -> None:
+    model = llama().double()
+    mask, front = padding(), 5
+    given = {"input_ids": tokens(), "attention_mask": mask}
+    specs = [f"prompt(length={front}, init=uniform)", f"loreft:3(first={FIRST}, last={LAST})"]
+    compiled: Any = peftc.compile(model, specs, given, defaults=False)
+    randomise(compiled)
+    plan = compiled.peftc_plan
+    (rows,) = [each for each in plan.applications if each.rule == "prompt"]
+    edits = dataclasses.replace(
+        plan, applications=tuple(each for each in plan.applications if each.rule == "loreft")
+    )
+    kept = SimpleNamespace(peftc_plan=edits, get_parameter=compiled.get_parameter)
+    text = torch.cat([torch.zeros_like(mask[:, :1]).expand(-1, front), mask], 1)
+    written = by_hand(model, kept, lambda: text)
+    table = model.get_input_embeddings()(given["input_ids"])
+    start = compiled.get_parameter(rows.parameters[0].path)
+    with torch.no_grad():
+        want = written(
+            inputs_embeds=torch.cat([start.expand(len(table), -1, -1), table], 1),
+            attention_mask=torch.cat([torch.ones_like(text[:, :front]), mask], 1),
+        ).logits[:, front:]
+        got = compiled(**given).logits
+    real = mask.bool()
+    torch.testing.assert_close(got[real], want[real], atol=1e-9, rtol=1e-9)
 
 
 def test_it_is_saved_folded_and_loaded(tmp_path: Path) -> None:
