@@ -17,9 +17,13 @@ from tests.models import llama, tokens
 
 
 def broken(
-    monkeypatch: pytest.MonkeyPatch, mend: Callable[[fx.Graph], None], rules: list[str], **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    mend: Callable[[fx.Graph], None],
+    rules: list[str],
+    model: Any = None,
+    given: Any = None,
 ) -> Any:
-    """A compiled decoder every graph of which `mend` has spoilt after its rules were put in."""
+    """A compiled model, a decoder unless told, every graph of which `mend` has spoilt after its rules were put in."""
 
     def spoilt(*args: Any, **kwargs: Any) -> fx.Graph:
         graph = rewrite(*args, **kwargs)
@@ -27,7 +31,7 @@ def broken(
         return graph
 
     monkeypatch.setattr(engines, "rewrite", spoilt)
-    return peftc.compile(llama(**settings), rules)
+    return peftc.compile(llama() if model is None else model, rules, given)
 
 
 def is_not(node: fx.Node) -> Callable[[fx.Node], bool]:
