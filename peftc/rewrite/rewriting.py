@@ -319,10 +319,10 @@ class Rewriter:
 
         Rows that a rule puts in front of what the model reads are no tokens of a text: its first one is behind them.
         """
-        like = next(ports[port].source for port in ("tokens", "h", "x", "q", "y") if port in ports)
-        assert isinstance(like, fx.Node)
-        held = backend.make(operations.all_tokens, like) if told is None else told.held
-        count = 0 if ROLES[site.role].grows else self.fronts.get(str(value(like).shape[1]), 0)
+        at = next(ports[port] for port in ("tokens", "h", "x", "q", "y") if port in ports)
+        held = backend.make(operations.all_tokens, at.source) if told is None else told.held
+        # By what the model itself has there: what rules made has no size before it runs.
+        count = 0 if ROLES[site.role].grows else self.fronts.get(str(value(at.node).shape[1]), 0)
         return backend.make(operations.without_first, held, count) if count else held
 
     def write(
