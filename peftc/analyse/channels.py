@@ -7,7 +7,7 @@ so a fused projection yields the exact slice of each part, contiguous or interle
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,8 +29,10 @@ POINTWISE = frozenset(
     " layer_norm type_as _to_copy leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
 )
 
-Channels = Mapping[fx.Node, Tensor]
-"""Projection node → channel numbers in the value's shape; -1 where the value is not made of it."""
+Layers = tuple[Tensor, ...]
+"""Channel numbers in a value's shape, -1 where it is not made of any; a value that is a sum has several such."""
+
+MOST_LAYERS = 16  # a value with more is mixed of so many channels that where they stand is no evidence
 
 
 class ChannelFlow:
@@ -38,13 +40,22 @@ class ChannelFlow:
 
     def __init__(self, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]) -> None:
         self.projections, self.order = projections, order
-        self.known: dict[fx.Node, dict[fx.Node, Tensor]] = {}
+        self.known: dict[fx.Node, dict[fx.Node, Layers]] = {}
 
     def of(self, node: object) -> dict[fx.Node, Tensor]:
-        """Channels of the projections that reach a node without passing through another projection.
+        """Numbers of the channels of projections that reach a node without passing through another projection.
 
         Nor through a residual sum: what a layer leaves in the stream is no part of what the next one reads from it.
         """
+        found = {}
+        for origin, layers in self.layers(node).items():
+            numbers = torch.unique(torch.cat([layer.flatten() for layer in layers]))
+            if len(numbers := numbers[numbers >= 0]):
+                found[origin] = numbers
+        return found
+
+    def layers(self, node: object) -> dict[fx.Node, Layers]:
+        """The channels of each projection, where they stand in a value."""
         if not isinstance(node, fx.Node) or node.op != "call_function":
             return {}
         if node not in self.known:
@@ -54,20 +65,19 @@ class ChannelFlow:
                 self.known[node] = self.work_out(node)
         return self.known[node]
 
-    def work_out(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+    def work_out(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """One step."""
         if node in self.projections:
             sizes = shape(node)
-            return {node: torch.arange(sizes[-1]).expand(sizes)}
+            return {node: (torch.arange(sizes[-1]).expand(sizes),)}
         name = operator_name(node)
         if name == "getitem" and operator_name(node.args[0]) in SPLITS:  # type: ignore[arg-type]
             source: Any = node.args[0]
-            pieces = {origin: rerun(source, index) for origin, index in self.of(source.args[0]).items()}
-            return {origin: piece[node.args[1]] for origin, piece in pieces.items()}
+            return self.moved(source, lambda index: rerun(source, index)[node.args[1]])
         if not is_tensor(node):
             return {}
         if name in MOVES:
-            return {origin: rerun(node, index) for origin, index in self.of(node.args[0]).items()}
+            return self.moved(node, lambda index: rerun(node, index))
         if name == "index":
             return self.picked(node)
         if name in ("slice_scatter", "select_scatter"):
@@ -78,52 +88,60 @@ class ChannelFlow:
             return self.spread(node)
         return {}
 
-    def picked(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+    def moved(self, node: fx.Node, step: Callable[[Tensor], Tensor]) -> dict[fx.Node, Layers]:
+        """Channels of what a node only moves, each layer moved in the same way."""
+        return {origin: tuple(map(step, layers)) for origin, layers in self.layers(node.args[0]).items()}
+
+    def picked(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of what is picked by lists of numbers that are known before anything runs."""
         indices: Any = node.args[1]
         known = tuple(slice(None) if each is None else constant_of(each) for each in indices)
         if any(each is None for each in known):
             return {}
-        return {origin: index[known] for origin, index in self.of(node.args[0]).items()}
+        return self.moved(node, lambda index: index[known])
 
-    def scattered(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+    def scattered(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of a tensor one part of which is put in."""
-        base, part = self.of(node.args[0]), self.of(node.args[1])
-        sizes, part_sizes = shape(node), shape(node.args[1])  # type: ignore[arg-type]
         rest = [hint(value(arg)) if isinstance(arg, fx.Node) else arg for arg in node.args[2:]]
-        return {
-            origin: node.target(  # type: ignore[operator]
-                base.get(origin, torch.full(sizes, -1)), part.get(origin, torch.full(part_sizes, -1)), *rest
-            )
-            for origin in dict.fromkeys((*base, *part))
-        }
+        return self.beside(node.args[:2], lambda base, part: node.target(base, part, *rest))  # type: ignore[operator]
 
-    def joined(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+    def joined(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of a concatenation, part by part."""
         parts: Any = node.args[0]
-        each = [self.of(part) for part in parts]
+        return self.beside(parts, lambda *filled: node.target(filled, *node.args[1:], **node.kwargs))  # type: ignore[operator]
+
+    def beside(self, parts: Sequence[Any], join: Callable[..., Tensor]) -> dict[fx.Node, Layers]:
+        """Channels of what some values make side by side: the first layers of all, then the second."""
+        each = [self.layers(part) for part in parts]
         result = {}
         for origin in dict.fromkeys(origin for channels in each for origin in channels):
+            held = [channels.get(origin, ()) for channels in each]
             filled = [
-                channels.get(origin, torch.full(shape(part), -1))
-                for channels, part in zip(each, parts, strict=True)
+                [*layers, *[torch.full(shape(part), -1)] * (max(map(len, held)) - len(layers))]
+                for layers, part in zip(held, parts, strict=True)
             ]
-            result[origin] = node.target(filled, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+            result[origin] = tuple(join(*level) for level in zip(*filled, strict=True))
         return result
 
-    def spread(self, node: fx.Node) -> dict[fx.Node, Tensor]:
-        """Channels of an elementwise operation: those of its operands, where they stand."""
+    def spread(self, node: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels of an elementwise operation: those of all its operands, where they stand."""
         sizes = shape(node)
-        result: dict[fx.Node, Tensor] = {}
+        result: dict[fx.Node, Layers] = {}
         for source in node.all_input_nodes:
             if not is_tensor(source):
                 continue
-            for origin, index in self.of(source).items():
-                broadcast = index.expand(sizes)
-                if origin in result:
-                    broadcast = torch.where(result[origin] < 0, broadcast, result[origin])
-                result[origin] = broadcast
-        return result
+            for origin, layers in self.layers(source).items():
+                for layer in layers:
+                    result[origin] = laid(result.get(origin, ()), layer.expand(sizes))
+        return {origin: layers for origin, layers in result.items() if len(layers) <= MOST_LAYERS}
+
+
+def laid(layers: Layers, new: Tensor) -> Layers:
+    """Some layers and one more, which is put into one of them where that has no other channels at its places."""
+    for place, layer in enumerate(layers):
+        if bool(((layer == new) | (layer < 0) | (new < 0)).all()):
+            return (*layers[:place], torch.maximum(layer, new), *layers[place + 1 :])
+    return (*layers, new)
 
 
 def constant_of(node: fx.Node) -> Tensor | None:
@@ -151,10 +169,8 @@ def rerun(node: fx.Node, index: Tensor) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def rows_of(index: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
-    """The channel numbers of an index as ranges; None where they are all of them."""
-    numbers = torch.unique(index)
-    numbers = numbers[numbers >= 0]
+def rows_of(numbers: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
+    """Channel numbers, which count up, as ranges; None where they are all of them."""
     if len(numbers) == d_out:
         return None
     breaks = (numbers[1:] - numbers[:-1] != 1).nonzero().flatten().tolist()

@@ -21,7 +21,7 @@ class Part:
 
     Attributes:
         name: word of the table of roles; "" for a projection that plays none.
-        channels: numbers of the output channels that play it; None where all do.
+        channels: numbers of the output channels that play it, counting up; None where all do.
         scope: "encoder", "decoder" or "cross" where a model has them, else "".
         evidence: what in the data flow gave the part.
     """
@@ -70,7 +70,7 @@ def rest_of(parts: Iterable[Part], d_out: int) -> list[Part]:
     for part in parts:
         if part.channels is None:
             return []
-        left[part.channels[part.channels >= 0].flatten()] = False
+        left[part.channels] = False
     rest = left.nonzero().flatten()
     return (
         [Part("", rest, evidence="the channels that play no part of those that others play")]
