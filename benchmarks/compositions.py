@@ -16,19 +16,16 @@ parameter with the same random values in each. For each pair it is measured whet
 from __future__ import annotations
 
 import argparse
-import atexit
 import json
 import os
-import shutil
 import sys
 import time
 import warnings
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -38,104 +35,31 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from peftc.api import bound_rules  # noqa: E402
+from benchmarks.captured import Captured, fill, without_gradient  # noqa: E402
 from peftc.errors import MergeError, NoMatchError, PeftcError  # noqa: E402
-from peftc.lang import bind_all, counted_by, default_library  # noqa: E402
-from peftc.match import Plan, make_plan  # noqa: E402
-from peftc.runtime import carry_out, pack, start_from, twin  # noqa: E402
-from peftc.runtime.compilation import Look, capture_example  # noqa: E402
+from peftc.lang import default_library  # noqa: E402
+from peftc.match import Plan  # noqa: E402
 from peftc.runtime.merging import unmergeable  # noqa: E402
-from peftc.store import StoredModule, load_adapter  # noqa: E402
+from peftc.store import load_adapter  # noqa: E402
 from tests.models import bert, llama, padding, tokens  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "compositions.json"
-FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 3, "size": 6, "length": 3, "hidden": 5}
-"""Options by name, where the library's defaults are larger than a tiny model."""
 CLOSE, START = 1e-5, 1e-6
 """How far outputs may be apart, and how near to the model a rule starts that starts as the model."""
 
 
 @cache
-def plain(kind: str) -> tuple[Any, dict[str, Tensor]]:
+def captured(kind: str) -> Captured:
     """A model with one layer, and a call with labels and padding."""
     model = llama(num_hidden_layers=1) if kind == "decoder" else bert(num_hidden_layers=1)
     labels = tokens().masked_fill(padding() == 0, -100) if kind == "decoder" else torch.tensor([0, 1, 1])
-    return model, {"input_ids": tokens(), "attention_mask": padding(), "labels": labels}
-
-
-@cache
-def looked_at(kind: str) -> tuple[Any, ...]:
-    """One capture of a model, which serves every compilation of it: they differ in rules and weights only."""
-    from peftc.analyse import analyse
-
-    model, given = plain(kind)
-    call, mode, (program, constants, records) = capture_example(model, given)
-    return analyse(program.graph, model), program, call, mode, constants, records
-
-
-def spec(name: str) -> str:
-    """A rule with options that fit."""
-    options = bind_all([name])[0].options
-    fitting = ", ".join(f"{option}={value}" for option, value in FITTING.items() if option in options)
-    return f"{name}({fitting})" if fitting else name
-
-
-def made(kind: str, names: Iterable[str], model: nn.Module | None = None) -> Any:
-    """Rules in a model, by default the plain one, in evaluation mode and as they start. Raises PeftcError."""
-    analysis, program, call, mode, constants, records = looked_at(kind)
-    copied = twin(plain(kind)[0] if model is None else model)
-    bounds, tensors = bound_rules([spec(name) for name in names], saved_for(kind, names))
-    plan = make_plan(bounds, analysis, copied, (), None)
-    looked = Look(analysis, plan, program, call, mode, constants, records)
-    pack(copied, plan)
-    torch.manual_seed(0)
-    return carry_out(looked, copied, StoredModule, start_from(looked, copied, None, tensors)).eval()
-
-
-def saved_for(kind: str, names: Iterable[str]) -> Mapping[str, Path]:
-    """Two adapters in folders, where a rule reads trained ones."""
-    library = default_library()
-    reading = next((name for name in names if counted_by(library.rule(name)) is not None), None)
-    if reading is None:
-        return {}
-    written = library.rule(reading).written
-    return adapters(kind, next(use.rule for use in written.use if use.saved))
-
-
-@cache
-def adapters(kind: str, name: str) -> Mapping[str, Path]:
-    """Two adapters of a rule, with random values, in folders that go when Python does."""
-    folder = Path(mkdtemp(prefix="peftc-compositions-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for number in range(2):
-        fill(made(kind, [name])).save_pretrained(folder / str(number))
-    return {f"adapter{number}": folder / str(number) for number in range(2)}
-
-
-def fill(compiled: Any, like: Any = None) -> Any:
-    """Random values in what rules add, and on top of what they train of the model; or in that of another module alone.
-
-    A value depends on nothing but the parameter's path.
-    """
-    plan: Plan = (compiled if like is None else like).peftc_plan
-    added = {parameter.path for parameter in plan.new_parameters}
-    done: set[int] = set()
-    with torch.no_grad():
-        for path in sorted(added | set(plan.trained)):
-            parameter = compiled.get_parameter(path)
-            if id(parameter) in done:
-                continue
-            done.add(id(parameter))
-            source = torch.Generator().manual_seed(zlib.crc32(path.encode()))
-            noise = torch.randn(parameter.shape, generator=source)
-            parameter.copy_(0.2 * noise if path in added else parameter + 0.05 * noise)
-    return compiled
+    return Captured(model, {"input_ids": tokens(), "attention_mask": padding(), "labels": labels})
 
 
 def out(model: nn.Module, kind: str) -> Tensor:
     """Logits."""
     with torch.no_grad():
-        logits: Tensor = model(**plain(kind)[1]).logits
+        logits: Tensor = model(**captured(kind).given).logits
     return logits
 
 
@@ -147,8 +71,8 @@ def far(one: Tensor, other: Tensor) -> float:
 @cache
 def alone(kind: str, name: str) -> dict[str, Any]:
     """One rule by itself: how it acts, whether it starts as the model, and the merged model if there is one."""
-    compiled = made(kind, [name])
-    starts = far(out(compiled, kind), out(plain(kind)[0], kind)) <= START
+    compiled = captured(kind).compiled([name])
+    starts = far(out(compiled, kind), out(captured(kind).model, kind)) <= START
     fill(compiled)
     merged = None if unmergeable(compiled.peftc_plan) else compiled.merge_and_unload()
     return {"compiled": compiled, "out": out(compiled, kind), "starts": starts, "merged": merged}
@@ -158,7 +82,7 @@ def kind_for(names: Iterable[str]) -> str:
     """The model on which every rule finds a site."""
     for name in names:
         try:
-            made("decoder", [name])
+            captured("decoder").compiled([name])
         except NoMatchError:
             return "encoder"
     return "decoder"
@@ -171,30 +95,33 @@ def measure(one: str, other: str) -> dict[str, Any]:
     for name in names:
         alone(kind, name)  # what it cannot do by itself is no refusal of the pair
     try:
-        both = [fill(made(kind, order)) for order in (names, names[::-1])]
+        both = [fill(captured(kind).compiled(order)) for order in (names, names[::-1])]
     except PeftcError as error:
         text = str(error)
         said = all(name in text for name in names)
         return {**record, "refused": f"{type(error).__name__}: {error.message}", "names both": said}
     outs = [out(compiled, kind) for compiled in both]
     record["order"] = far(*outs)
-    record["gradients"] = without_gradient(both[0], kind)
+    both[0](**captured(kind).given).loss.backward()
+    record["gradients"] = without_gradient(both[0])
     record["beside"], record["coupled"] = {}, {}
     for name, absent in (names, names[::-1]):
         if alone(kind, absent)["starts"]:
             held = alone(kind, name)
-            distance = far(out(fill(made(kind, names), held["compiled"]), kind), held["out"])
+            distance = far(out(fill(captured(kind).compiled(names), held["compiled"]), kind), held["out"])
             told = "coupled" if starts_from_trained(alone(kind, absent), held) else "beside"
             record[told][name] = distance
     record["over"] = {}
     for inside, outside in (names, names[::-1]):
         if (merged := alone(kind, inside)["merged"]) is not None:
-            on_it = out(fill(made(kind, [outside], merged)), kind)
+            on_it = out(fill(captured(kind).compiled([outside], merged)), kind)
             record["over"][inside] = [far(each, on_it) for each in outs]
     with TemporaryDirectory() as folder:
         both[0].save_pretrained(Path(folder) / "adapter")
         # Trainable, as it was saved: torch multiplies what needs a gradient in another order.
-        again: Any = load_adapter(plain(kind)[0], Path(folder) / "adapter", plain(kind)[1], trainable=True)
+        again: Any = load_adapter(
+            captured(kind).model, Path(folder) / "adapter", captured(kind).given, trainable=True
+        )
         record["saved"] = torch.equal(out(again.eval(), kind), outs[0])
     try:
         record["merged"] = far(out(both[0].merge_and_unload(), kind), outs[0])
@@ -209,20 +136,6 @@ def starts_from_trained(one: dict[str, Any], other: dict[str, Any]) -> bool:
     reading = [each for each in plan.applications if any(made.computed for made in each.parameters)]
     weights = {path for each in reading for path in each.site.weights.values()}
     return bool(weights & set(other["compiled"].peftc_plan.trained))
-
-
-def without_gradient(compiled: Any, kind: str) -> list[str]:
-    """Paths of what should train and gets no gradient, or one that is 0."""
-    plan: Plan = compiled.peftc_plan
-    planned = {each.path for each in plan.new_tensors if each.trainable} | set(plan.trained)
-    compiled(**plain(kind)[1]).loss.backward()
-    reached = {
-        path
-        for path, each in compiled.named_parameters(remove_duplicate=False)
-        if each.grad is not None and bool(each.grad.abs().max() > 0)
-    }
-    compiled.zero_grad()
-    return sorted(planned - reached)
 
 
 def broken(record: dict[str, Any]) -> list[str]:

@@ -1,16 +1,19 @@
 """Which rules work on which architectures: compiles tiny models of every one that transformers has, and trains them.
 
     python benchmarks/coverage.py --certify     the 57 of tests/zoo, each rule with its certificate
+    python benchmarks/coverage.py --rules       the 57, every rule of the library: does it act, train and merge?
     python benchmarks/coverage.py --every       every entry of the model tables: does it compile and train?
-    python benchmarks/coverage.py               write docs/coverage.md and docs/coverage.png from what was measured
+    python benchmarks/coverage.py               write docs/coverage.md and its pictures from what was measured
 
-What was measured is kept in benchmarks/results/coverage.json, and a run goes on where the last one stopped; --again
-measures anew. Needs the test dependencies.
+What was measured is kept in benchmarks/results/coverage.json, each row with a digest of the code that it was measured
+with, and a run goes on where the last one stopped. --stale measures anew what is of other code, --again everything.
+Needs the test dependencies.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -18,9 +21,9 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -39,11 +42,22 @@ SPECS = (
     "prefix:4",
 )
 TRAINED = ("lora:attention(rank=4)", "lora:all-linear(rank=4)", "lora:conv(rank=4)")
-SECONDS = 300
+SECONDS = {"certify": 300, "rules": 1500, "train": 300}
 STEPS = 4
 BATCH = 8
 CLOSE = 1e-4
 AT_ONCE = 60
+
+
+@cache
+def state() -> str:
+    """A digest of the compiler, the rules and the zoo as they are: what a row was measured with."""
+    digest = hashlib.sha256()
+    for folder, kinds in (("peftc", (".py", ".toml")), ("rules", (".toml",)), ("tests/zoo", (".py",))):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in kinds:
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def certify(model_type: str, spec: str) -> dict[str, Any]:
@@ -64,6 +78,51 @@ def certify(model_type: str, spec: str) -> dict[str, Any]:
         "why": "; ".join(f"{each.name}: {each.detail}" for each in certificate.failures()),
         "absent": [each.name for each in certificate.findings if each.verdict == "not applicable"],
         "sites": len(compiled.peftc_plan.applications),
+    }
+
+
+def every_rule(model_type: str) -> dict[str, dict[str, Any]]:
+    """Every rule of the library on one architecture, of one capture."""
+    from benchmarks.captured import Captured
+    from peftc.lang import default_library
+    from tests.zoo import entry, inputs
+
+    model = entry(model_type).model().eval()
+    captured = Captured(model, inputs(model))
+    found = {}
+    for name in default_library().names():
+        start = time.perf_counter()
+        try:
+            row = one_rule(captured, name)
+        except TimeoutError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it stands in the table
+            row = {"verdict": "error", "why": line_of(error)}
+        found[name] = {**row, "seconds": round(time.perf_counter() - start, 1)}
+    return found
+
+
+def one_rule(captured: Any, name: str) -> dict[str, Any]:
+    """Whether a rule leaves the model as it is with adapters off, acts with them on, trains all it plans, and merges."""
+    from benchmarks.captured import fill, planned
+    from peftc.certificate.properties import adapters_off, gradients_reach, merged
+    from peftc.certificate.subject import error, examined, run
+    from peftc.errors import NoMatchError, UnknownPartError
+
+    try:
+        compiled = captured.compiled([name])
+    except (NoMatchError, UnknownPartError) as why:
+        return {"verdict": "no site", "why": line_of(why)}
+    with examined(fill(compiled), captured.given) as subject:
+        findings = [examine(subject) for examine in (adapters_off, gradients_reach, merged)]
+        acts = error(run(subject.compiled, captured.given), run(subject.plain, captured.given))
+    wrong = [f"{each.name}: {each.detail}" for each in findings if each.verdict == "fail"]
+    if planned(compiled.peftc_plan) and not 0 < acts < float("inf"):
+        wrong.append("with adapters on, nothing changes, or not to numbers")
+    return {
+        "verdict": "fail" if wrong else "pass",
+        "why": "; ".join(wrong),
+        "absent": [each.name for each in findings if each.verdict == "not applicable"],
     }
 
 
@@ -170,8 +229,8 @@ def line_of(error: BaseException) -> str:
     return f"{shown} at `{detail[-1].strip()}`" if detail else shown
 
 
-def measured(job: tuple[str, str, str]) -> tuple[str, dict[str, Any]]:
-    """One job in a process of its own, within its time."""
+def measured(job: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
+    """One job in a process of its own, within its time: its rows by their keys."""
     what, model_type, detail = job
     warnings.simplefilter("ignore")
     import torch
@@ -181,14 +240,19 @@ def measured(job: tuple[str, str, str]) -> tuple[str, dict[str, Any]]:
     transformers.logging.set_verbosity_error()
 
     def late(*_: object) -> None:
-        message = f"longer than {SECONDS} s"
+        message = f"longer than {SECONDS[what]} s"
         raise TimeoutError(message)
 
     signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    signal.alarm(SECONDS[what])
     start = time.perf_counter()
+    rows: dict[str, dict[str, Any]] = {}
+    row: dict[str, Any] = {}
     try:
-        row = certify(model_type, detail) if what == "certify" else train(model_type, detail)
+        if what == "rules":
+            rows = {f"{what}|{model_type}|{name}": each for name, each in every_rule(model_type).items()}
+        else:
+            row = certify(model_type, detail) if what == "certify" else train(model_type, detail)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it stands in the table
         row = {"verdict": "error", "why": line_of(error)}
     finally:
@@ -196,8 +260,9 @@ def measured(job: tuple[str, str, str]) -> tuple[str, dict[str, Any]]:
     for thread in threading.enumerate():
         if thread.name == "peftc-capture":
             thread.join()  # it was interrupted: while it traces, torch takes every call for a trace
-    row["seconds"] = round(time.perf_counter() - start, 1)
-    return "|".join(job), row
+    if row:
+        rows["|".join(job)] = {**row, "seconds": round(time.perf_counter() - start, 1)}
+    return {key: {**each, "code": state()} for key, each in rows.items()}
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
@@ -207,20 +272,29 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     if arguments.every:
         for found in entries():
             yield "train", found.model_type, found.table
+    if arguments.rules:
+        for model_type in THE_57:
+            yield "rules", model_type, ""
     if arguments.certify:
         for model_type in THE_57:
             for spec in SPECS:
                 yield "certify", model_type, spec
 
 
+def is_wanted(job: tuple[str, str, str], kept: dict[str, Any], arguments: argparse.Namespace) -> bool:
+    """Whether a job is to run: not measured yet, measured with other code, or asked for anew."""
+    if arguments.only and job[1] not in arguments.only:
+        return False
+    key = "|".join(job)
+    rows = [row for name, row in kept.items() if name == key or (not job[2] and name.startswith(key))]
+    old = any(row.get("code") != state() for row in rows)
+    return not rows or arguments.again or (arguments.stale and old)
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, keeping each result as it comes."""
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    todo = [
-        job
-        for job in jobs(arguments)
-        if (arguments.again or "|".join(job) not in kept) and (not arguments.only or job[1] in arguments.only)
-    ]
+    todo = [job for job in jobs(arguments) if is_wanted(job, kept, arguments)]
     RESULTS.parent.mkdir(exist_ok=True)
     done = 0
     for start in range(
@@ -228,113 +302,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     ):  # fresh processes: what models leave behind is not kept for hours
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             for future in as_completed([pool.submit(measured, job) for job in todo[start : start + AT_ONCE]]):
-                key, row = future.result()
-                kept[key], done = row, done + 1
-                print(
-                    f"{done}/{len(todo)} {key} {row['verdict']} {row['why']} {row['seconds']} s", flush=True
-                )
+                rows, done = future.result(), done + 1
+                kept |= rows
+                for key, row in rows.items():
+                    print(
+                        f"{done}/{len(todo)} {key} {row['verdict']} {row['why']} {row['seconds']} s",
+                        flush=True,
+                    )
                 partial = RESULTS.with_suffix(".partial")
                 partial.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
                 partial.replace(RESULTS)
     return kept
-
-
-def page(kept: dict[str, Any]) -> str:
-    """docs/coverage.md."""
-    from tests.zoo import THE_57
-
-    certified = {tuple(key.split("|")[1:]): row for key, row in kept.items() if key.startswith("certify")}
-    trained = {tuple(key.split("|")[1:]): row for key, row in kept.items() if key.startswith("train")}
-    lines = [
-        "# Coverage",
-        "",
-        "Made by `python benchmarks/coverage.py`, after `--certify` and `--every`, from tiny random models of",
-        "transformers' own classes (`tests/zoo`). peftc knows none of them by name.",
-        "",
-        "## Rules with their certificate",
-        "",
-        "✓: `peftc.check` passes, that is adapters off equal the model, gradients, merging, visibility, padding,",
-        "batch, checkpointing, cached decoding and `torch.compile`, as far as they apply. –: the model has no such",
-        "site, and the typed error says so.",
-        "",
-        "![coverage](coverage.png)",
-        "",
-        "| architecture | " + " | ".join(f"`{spec}`" for spec in SPECS) + " |",
-        "| --- " * (len(SPECS) + 1) + "|",
-    ]
-    marks = {"pass": "✓", "no site": "–"}
-    for model_type in THE_57:
-        rows = [certified.get((model_type, spec), {"verdict": "not measured"}) for spec in SPECS]
-        lines.append(
-            f"| {model_type} | "
-            + " | ".join(marks.get(row["verdict"], row["verdict"]) for row in rows)
-            + " |"
-        )
-    not_right = [(key, row) for key, row in sorted(certified.items()) if row["verdict"] not in marks]
-    absent = [(key, row) for key, row in sorted(certified.items()) if row["verdict"] == "no site"]
-    if absent:
-        lines += ["", "No site:", "", *(f"- {key[0]}, `{key[1]}`: {row['why']}" for key, row in absent)]
-    if not_right:
-        lines += ["", "Not right:", "", *(f"- {key[0]}, `{key[1]}`: {row['why']}" for key, row in not_right)]
-    counted = Counter(row["verdict"] for row in trained.values())
-    ran = sum(counted.values()) - counted["no model"]
-    by_convolutions = sum(
-        row["verdict"] == "pass" and row.get("spec") == TRAINED[-1] for row in trained.values()
-    )
-    lines += [
-        "",
-        "## Every entry of the model tables",
-        "",
-        f"{counted['pass'] - by_convolutions} of {ran} models that run compile with `lora:attention`, or "
-        "`lora:all-linear` where there is no attention, equal the model with adapters off at two sizes, and lower a "
-        f"loss in {STEPS} steps. {by_convolutions} more, whose only linear map is their head, do so with `lora:conv`. "
-        f"{counted['no model']} others do not run here.",
-        "",
-        "| model | kind | why it is not among them |",
-        "| --- | --- | --- |",
-    ]
-    for (model_type, kind), row in sorted(trained.items()):
-        if row["verdict"] not in ("pass", "no model"):
-            lines.append(f"| {model_type} | {kind} | {row['verdict']}: {row['why'].replace('|', '/')} |")
-    lines += ["", "Without a model here:", ""]
-    for (model_type, kind), row in sorted(trained.items()):
-        if row["verdict"] == "no model":
-            lines.append(f"- {model_type} ({kind}): {row['why']}")
-    return "\n".join(lines) + "\n"
-
-
-def picture(kept: dict[str, Any], path: Path) -> None:
-    """The matrix as a picture."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import ListedColormap
-
-    from tests.zoo import THE_57
-
-    codes = {"pass": 3, "no site": 2, "not measured": 1}
-    grid = [
-        [
-            codes.get(kept.get(f"certify|{t}|{spec}", {"verdict": "not measured"})["verdict"], 0)
-            for t in THE_57
-        ]
-        for spec in SPECS
-    ]
-    figure, axes = plt.subplots(figsize=(16, 3.4), layout="constrained")
-    colours = ListedColormap(["#c0392b", "#eeeeee", "#b8c4ce", "#2e8b57"])
-    axes.imshow(grid, cmap=colours, vmin=0, vmax=3, aspect="auto")
-    axes.set_xticks(range(len(THE_57)), THE_57, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(SPECS)), SPECS, fontsize=9)
-    axes.set_xticks([x - 0.5 for x in range(1, len(THE_57))], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, len(SPECS))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
-    axes.tick_params(which="both", length=0)
-    axes.set_title(
-        "green: the certificate passes · blue-grey: the model has no such site · red: it does not",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -345,14 +323,17 @@ def main() -> None:
     parser.add_argument(
         "--certify", action="store_true", help="each rule on each of the 57, with its certificate"
     )
+    parser.add_argument("--rules", action="store_true", help="every rule of the library on each of the 57")
     parser.add_argument("--every", action="store_true", help="every entry of the model tables")
     parser.add_argument("--again", action="store_true", help="measure also what was measured before")
+    parser.add_argument("--stale", action="store_true", help="measure also what was measured with other code")
     parser.add_argument("--only", nargs="*", default=[], help="only these model types")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = parser.parse_args()
+    from benchmarks.coverage_page import write
+
     kept = measure(arguments)
-    (ROOT / "docs" / "coverage.md").write_text(page(kept))
-    picture(kept, ROOT / "docs" / "coverage.png")
+    write(kept, ROOT / "docs")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
 from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
+from peftc.capture.flattening import KeepTokenAxes
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
@@ -35,6 +36,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         SpellHeadProducts(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
+        KeepTokenAxes(),
         RemoveDeadCode(),
         ReadScores(),
         RemoveDeadCode(),
