@@ -6,14 +6,14 @@ One property says one thing that users rely on; where the model as it came does 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.gradients import captured_gradients, checkpointing, gradients_reach
+from peftc.certificate.identity import identity_at_start
 from peftc.certificate.invariances import batch, decoding, padding
-from peftc.certificate.subject import Subject, error, kept, run
+from peftc.certificate.subject import Subject, error, run
 from peftc.certificate.visibility import keys_in_front, visibility
 from peftc.errors import MergeError, PeftcError
 from peftc.runtime.merging import merged_weights, plain_model, unmergeable
@@ -38,36 +38,6 @@ def adapters_off(subject: Subject) -> Finding:
         subject.tolerance,
         f"largest relative difference to the model, in calls of {sizes} sizes",
     )
-
-
-def identity_at_start(subject: Subject) -> Finding:
-    """Rules whose new parameters start so that nothing changes do change nothing."""
-    name = "identity at the start"
-    plan = subject.plan
-    promised = [a for a in plan.applications if plan.section(a).rewrite and starts_as_nothing(a.parameters)]
-    acting = [a for a in plan.applications if plan.section(a).rewrite]
-    if len(promised) != len(acting) or not acting:
-        return none(name, "some rule starts with values that act" if acting else "no rule changes the graph")
-    with torch.no_grad(), kept(subject.compiled):
-        for application in acting:
-            for parameter in application.parameters:
-                tensor = subject.compiled.get_parameter(parameter.path)
-                if parameter.law == "zeros":
-                    tensor.zero_()
-        for path in plan.trained:
-            subject.compiled.get_parameter(path).copy_(subject.plain.get_parameter(path))
-        for application in plan.applications:
-            for inserted in application.inserted.values():
-                path = next(p.path for p in application.parameters if p.name == inserted)
-                subject.compiled.get_parameter(path).zero_()
-        figure = error(run(subject.compiled, subject.arguments), run(subject.plain, subject.arguments))
-    return within(name, figure, subject.tolerance, "with every parameter that starts at 0 at 0")
-
-
-def starts_as_nothing(parameters: tuple[Any, ...]) -> bool:
-    """Whether some parameter of an application starts at 0 while no tensor of it stands in a sum alone."""
-    laws = [parameter.law for parameter in parameters if parameter.trainable]
-    return "zeros" in laws and all(law in ("zeros", "kaiming_uniform", "xavier_uniform") for law in laws)
 
 
 def merged(subject: Subject) -> Finding:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from peftc.match.plan import Plan
+from peftc.match.plan import HOME, Plan
 from peftc.quantised import quantised_in
 from peftc.runtime.merging import plain_model
 
@@ -166,8 +166,12 @@ def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iter
 
 @contextmanager
 def kept(module: nn.Module) -> Any:
-    """Put trainable values back behind."""
-    before = {p: p.detach().clone() for p in module.parameters() if p.requires_grad}
+    """Put what trains, and what rules added that does not, back behind."""
+    before = {
+        parameter: parameter.detach().clone()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad or HOME in name.split(".")
+    }
     try:
         yield
     finally:

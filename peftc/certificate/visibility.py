@@ -7,6 +7,7 @@ import ast
 import torch
 from torch import Tensor
 
+from peftc.certificate.attention import strangers
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Arguments, Subject, run
 from peftc.lang import Section, signature
@@ -17,6 +18,10 @@ LENGTH = 8
 """Tokens: few, so that windows of those who look back a little only hide nothing."""
 
 
+CLEAR = 1e-3
+"""How much of the largest output a token must move an output in the model, to be missed where it moves nothing."""
+
+
 def given_text(subject: Subject) -> str | None:
     """Name of the argument whose tokens the outputs stand for; None where there is none."""
     key = "decoder_input_ids" if "decoder_input_ids" in subject.arguments else "input_ids"
@@ -25,11 +30,41 @@ def given_text(subject: Subject) -> str | None:
 
 
 def visibility(subject: Subject) -> Finding:
-    """With adapters on, no output depends on a token on which it does not depend in the model."""
+    """With adapters on, outputs depend on the tokens, and queries see the keys, that they do in the model; no others."""
     name = "visibility"
+    pairs, strange, at = strangers(subject, short_call(subject))
+    tokens = between_tokens(subject)
+    if isinstance(tokens, str) and not pairs:
+        return none(name, tokens)
+    said = [f"{pairs} pairs of query and key are as in the model"] if pairs else []
+    wrong, faults = strange, [at] if at else []
+    if not isinstance(tokens, str):
+        plain, ours = tokens
+        allowed, seen = depends(plain), depends(ours)
+        said.append(
+            f"{int(allowed.sum())} of {allowed.numel()} pairs of output and token depend in the model"
+        )
+        leaks, lost = seen & ~allowed, depends(plain, CLEAR) & ~seen
+        wrong += int(leaks.sum()) + int(lost.sum())
+        if bool(lost.any()):
+            faults.insert(
+                0, "output {1} does not see token {0}, which it sees in the model".format(*first(lost))
+            )
+        if bool(leaks.any()):
+            faults.insert(0, "output {1} sees token {0}, which the model hides from it".format(*first(leaks)))
+    return within(name, float(wrong), 0.0, "; ".join(faults or said))
+
+
+def first(pairs: Tensor) -> list[int]:
+    """Where the first pair is that there is."""
+    return [int(each) for each in pairs.nonzero()[0]]
+
+
+def between_tokens(subject: Subject) -> tuple[Tensor, Tensor] | str:
+    """Outputs of the model and of the module, where one row after another has one token changed; or why there are none."""
     key = given_text(subject)
     if key is None:
-        return none(name, "the call has no token ids")
+        return "the call has no token ids, and the model no attention"
     length = min(int(subject.arguments[key].shape[1]), LENGTH)
     base = subject.of_size(length + 1, length)
     row = base[key][:1].expand(length + 1, -1).clone()
@@ -41,24 +76,15 @@ def visibility(subject: Subject) -> Finding:
     try:
         plain = run(subject.plain, arguments)
     except Exception as why:  # noqa: BLE001 - the model itself does not take such a call
-        return none(name, f"the model does not take such a call: {str(why).splitlines()[0][:60]}")
-    ours = run(subject.compiled, arguments)
+        return f"the model does not take such a call: {str(why).splitlines()[0][:60]}"
     if plain.dim() < 3 or plain.shape[1] != length:
-        return none(name, "the output has no place for each token")
-    allowed = depends(plain)
-    seen = depends(ours)
-    leaks = seen & ~allowed
-    count = int(leaks.sum())
-    detail = f"{int(allowed.sum())} of {allowed.numel()} pairs of output and token depend in the model"
-    if count:
-        token, output = (int(each) for each in leaks.nonzero()[0])
-        detail = f"output {output} sees token {token}, which the model hides from it"
-    return within(name, float(count), 0.0, detail)
+        return "the output has no place for each token"
+    return plain, run(subject.compiled, arguments)
 
 
-def depends(outputs: Tensor) -> Tensor:
-    """[token output]: whether an output differs from the first row's where one token differs."""
-    return (outputs[1:] - outputs[:1]).abs().flatten(2).amax(-1) > 1e-6 * outputs.abs().max()
+def depends(outputs: Tensor, least: float = 1e-6) -> Tensor:
+    """[token output]: whether an output differs from the first row's where one token differs, by more than `least`."""
+    return (outputs[1:] - outputs[:1]).abs().flatten(2).amax(-1) > least * outputs.abs().max()
 
 
 def keys_in_front(subject: Subject) -> Finding:

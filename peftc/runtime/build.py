@@ -100,6 +100,27 @@ def add_parameter(
     return made[key]
 
 
+def restart(root: nn.Module, plan: Plan, starting: Starting) -> None:
+    """Give what a plan adds its first values once more, in place, drawn or computed as `build` does it.
+
+    Raises:
+        MatchError: a value cannot be computed.
+    """
+    by_path: dict[str, Tensor] = {}
+    done: set[str] = set()
+    for application in plan.applications:
+        for parameter in application.parameters:
+            held = by_path[parameter.path] = root.get_parameter(parameter.path)
+            key = parameter.shared or parameter.path
+            if key in done:
+                continue
+            done.add(key)
+            needed = parameter.computed or parameter.saved
+            value = starting.value(application, parameter, by_path) if needed else drawn(parameter)
+            with torch.no_grad():
+                held.copy_(value)
+
+
 def drawn(parameter: NewParameter) -> Tensor:
     """The first value of a parameter. A seeded one is drawn in float32 on the CPU, the same everywhere."""
     if parameter.computed:

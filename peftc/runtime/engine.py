@@ -73,6 +73,11 @@ class Entry:
         """Whether a call has the sizes that the capture could not keep general."""
         return self.program.sizes.hold(tensors)
 
+    def for_call(self, call: Call) -> Entry:
+        """This program, or the one that calls with all ones in a mask run in its stead."""
+        ones = all(bool((call.tensors[position] == 1).all()) for position in self.ones)
+        return self if self.fast is None or not ones else self.fast
+
     def run(self, module: nn.Module, call: Call) -> Any:
         """Run a call that fits."""
         given = [call.arguments[name] for name in self.program.given]
@@ -149,15 +154,21 @@ class Engine:
         with self.lock:
             return "folded" if self.folds.ready() else "on"
 
-    def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one call of the module at `path`."""
+    def read(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Key, Call]:
+        """A call as programs take it, grown for what rules put in front, and the key of its programs."""
         parameters, mode, continued = self.parameters[path], self.mode(path, module), False
         if self.enabled and self.growth:
             arguments = by_name(parameters, args, kwargs)
             kwargs, continued = self.growth.grow(path, parameters.names, arguments)
             args = ()
         call = read_call(parameters, args, kwargs, self.lengths)
-        key = (path, self.state(mode), mode, call.key, continued)
+        return (path, self.state(mode), mode, call.key, continued), call
+
+    def run(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one call of the module at `path`."""
+        key, call = self.read(path, module, args, kwargs)
         if torch.compiler.is_compiling():
             for number in self.numbers_for_trace(key):
                 if self.entries[number].fits(call.tensors):
@@ -169,13 +180,8 @@ class Engine:
         answers: tuple[bool, ...] = ()
         while True:
             entry = self.find(key, call.tensors, answers) or self.capture_for(key, call, answers)
-            chosen = entry
-            if entry.fast is not None and all(
-                bool((call.tensors[position] == 1).all()) for position in entry.ones
-            ):
-                chosen = entry.fast
             try:
-                return chosen.run(module, call)
+                return entry.for_call(call).run(module, call)
             except BranchError as other:
                 given = entry.program.answers[: other.number + 1]
                 answers = (*given[:-1], not given[-1])

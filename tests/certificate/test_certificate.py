@@ -12,12 +12,13 @@ from torch import fx, nn
 
 import peftc
 from peftc.certificate import gradients, invariances, properties, visibility
-from peftc.certificate.subject import Subject, examined
+from peftc.certificate.subject import examined
 from peftc.errors import CaptureError
 from peftc.graphs.reading import is_attention, is_call
-from peftc.rewrite import rewrite, without_adapters
+from peftc.rewrite import without_adapters
 from peftc.runtime import engine as engines
 from peftc.runtime import merging
+from tests.certificate.breaking import added, broken, named
 from tests.models import bert, llama, tokens
 
 RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
@@ -64,36 +65,6 @@ def test_everything_is_put_back() -> None:
 def test_only_compiled_modules_are_examined() -> None:
     with pytest.raises(CaptureError, match="no compiled module"):
         peftc.check(nn.Linear(2, 2))
-
-
-def broken(
-    monkeypatch: pytest.MonkeyPatch, mend: Callable[[fx.Graph], None], rules: list[str], **settings: Any
-) -> Any:
-    """A compiled decoder every graph of which `mend` has spoilt after its rules were put in."""
-
-    def spoilt(*args: Any, **kwargs: Any) -> fx.Graph:
-        graph = rewrite(*args, **kwargs)
-        mend(graph)
-        return graph
-
-    monkeypatch.setattr(engines, "rewrite", spoilt)
-    return peftc.compile(llama(**settings), rules)
-
-
-def is_not(node: fx.Node) -> Callable[[fx.Node], bool]:
-    """Tells of a user whether it is another node."""
-    return lambda user: user is not node
-
-
-def named(compiled: Any, examine: Callable[[Subject], Any], **inputs: Any) -> Any:
-    """The finding of one property."""
-    with examined(compiled, inputs or {"input_ids": tokens()}) as subject:
-        return examine(subject)
-
-
-def added(graph: fx.Graph, *names: str) -> list[fx.Node]:
-    """Calls of these operators that a rule put in."""
-    return [node for node in graph.nodes if "lora" in node.name and is_call(node, *names)]
 
 
 def test_a_wrong_scale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +180,6 @@ def test_a_model_that_changed_is_named() -> None:
                 break
         subject.plain.get_submodule("model.embed_tokens").weight = fresh
         assert properties.adapters_off(subject).verdict == "fail"
-
-
-def test_an_identity_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mend(graph: fx.Graph) -> None:
-        for node in added(graph, "add"):
-            with graph.inserting_after(node):
-                more = graph.call_function(torch.ops.aten.add.Tensor, (node, 0.5))
-            more.meta = dict(node.meta)
-            node.replace_all_uses_with(more, delete_user_cb=is_not(more))
-
-    assert named(broken(monkeypatch, mend, ["lora:q,v"]), properties.identity_at_start).verdict == "fail"
 
 
 def test_rows_that_mix_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
