@@ -1,7 +1,8 @@
 """Which output channels of which projections a value is made of.
 
-A tensor of channel numbers is sent through the graph's own data movement (views, transposes, slices, rotations),
-so a fused projection yields the exact slice of each part, contiguous or interleaved.
+A tensor that numbers what a projection makes, token by token, is sent through the graph's own data movement (views,
+transposes, slices, rotations), so a fused projection yields the exact slice of each part, contiguous or interleaved,
+and a value tells of which tokens it is made.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import torch
@@ -30,9 +32,9 @@ POINTWISE = frozenset(
 )
 
 Layers = tuple[Tensor, ...]
-"""Channel numbers in a value's shape, -1 where it is not made of any; a value that is a sum has several such."""
+"""Numbers in a value's shape: token · channels + channel, -1 where it is made of none; a sum has several such."""
 
-MOST_LAYERS = 16  # a value with more is mixed of so many channels that where they stand is no evidence
+MOST_LAYERS = 16  # a value with more is mixed of so many numbers that where they stand is no evidence
 
 
 class ChannelFlow:
@@ -41,21 +43,25 @@ class ChannelFlow:
     def __init__(self, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]) -> None:
         self.projections, self.order = projections, order
         self.known: dict[fx.Node, dict[fx.Node, Layers]] = {}
+        self.told: dict[fx.Node, dict[fx.Node, Tensor]] = {}
 
     def of(self, node: object) -> dict[fx.Node, Tensor]:
         """Numbers of the channels of projections that reach a node without passing through another projection.
 
         Nor through a residual sum: what a layer leaves in the stream is no part of what the next one reads from it.
         """
-        found = {}
-        for origin, layers in self.layers(node).items():
-            numbers = torch.unique(torch.cat([layer.flatten() for layer in layers]))
-            if len(numbers := numbers[numbers >= 0]):
-                found[origin] = numbers
-        return found
+        if not isinstance(node, fx.Node):
+            return {}
+        if node not in self.told:
+            each = {
+                origin: torch.cat([layer[layer >= 0] for layer in layers]) % shape(origin)[-1]
+                for origin, layers in self.layers(node).items()
+            }
+            self.told[node] = {origin: torch.unique(held) for origin, held in each.items() if len(held)}
+        return self.told[node]
 
     def layers(self, node: object) -> dict[fx.Node, Layers]:
-        """The channels of each projection, where they stand in a value."""
+        """What each projection makes, where it stands in a value."""
         if not isinstance(node, fx.Node) or node.op != "call_function":
             return {}
         if node not in self.known:
@@ -69,7 +75,7 @@ class ChannelFlow:
         """One step."""
         if node in self.projections:
             sizes = shape(node)
-            return {node: (torch.arange(sizes[-1]).expand(sizes),)}
+            return {node: (torch.arange(prod(sizes)).view(sizes),)}
         name = operator_name(node)
         if name == "getitem" and operator_name(node.args[0]) in SPLITS:  # type: ignore[arg-type]
             source: Any = node.args[0]
@@ -134,6 +140,20 @@ class ChannelFlow:
                 for layer in layers:
                     result[origin] = laid(result.get(origin, ()), layer.expand(sizes))
         return {origin: layers for origin, layers in result.items() if len(layers) <= MOST_LAYERS}
+
+    def is_token_wise(self, node: fx.Node, origin: fx.Node) -> bool:
+        """Whether each token of a value [… d] is made of the same token, and no other, of what a projection makes."""
+        layers = self.layers(node).get(origin, ())
+        if not layers or bool((torch.stack(layers).amax(0) < 0).any()):
+            return False
+        lead, before = shape(node)[:-1], shape(origin)[:-1]
+        tokens = torch.stack(layers).flatten(1, -2) // shape(origin)[-1]
+        first = tokens.amax((0, 2))
+        if not bool(((tokens == first[:, None]) | (tokens < 0)).all()):
+            return False
+        if lead == before:
+            return torch.equal(first, torch.arange(len(first)))
+        return len(first) == prod(before) == len(first.unique())  # axes may have changed places
 
 
 def laid(layers: Layers, new: Tensor) -> Layers:

@@ -9,12 +9,28 @@ from torch import Tensor, fx
 
 from peftc.analyse.channels import MOVES, POINTWISE, ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name
+from peftc.analyse.residuals import between
+from peftc.graphs.reading import (
+    ancestors,
+    argument,
+    is_call,
+    is_pointwise,
+    is_tensor,
+    operator_name,
+    value,
+)
 
 ACTIVATIONS = frozenset(
     "silu gelu quick_gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
     " prelu".split()
 )
+
+EMPTY = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full".split()
+)
+"""Operators that read the form of a value and nothing of what is in it."""
+ALIKE = frozenset(["to", "contiguous", "alias", "detach", "prelu"])
+"""Operators that work number by number, which torch does not tell of them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,36 @@ def feed_forwards(
         ):
             played = {"gate": channels} | ({} if other.channels is None else {"up": other.channels})
             found[down] = FeedForward(other.origin, down, first, name, played)
-    return list(found.values())
+    return [network for network in found.values() if is_token_wise(network, projections, flow)]
+
+
+def is_token_wise(network: FeedForward, projections: Mapping[fx.Node, Projection], flow: ChannelFlow) -> bool:
+    """Whether each token goes through a network on its own: a scan has the form of one, but mixes tokens on the way."""
+    x = projections[network.down].x
+    return all(
+        flow.is_token_wise(x, origin) and not any(may_mix(node, origin, flow) for node in between(origin, x))
+        for origin in (network.up, network.gate)
+        if origin is not None
+    )
+
+
+def may_mix(node: fx.Node, origin: fx.Node, flow: ChannelFlow) -> bool:
+    """Whether tokens of what a projection makes may be mixed at a node, or were so before it and are no more told."""
+    if not is_tensor(node) or origin in flow.layers(node) or operator_name(node) in EMPTY:
+        return False
+    pointwise = is_pointwise(node) or operator_name(node) in POINTWISE | ALIKE
+    if not pointwise and not is_along_last(node):
+        return True
+    sources = [source for source in node.all_input_nodes if origin in flow.layers(source)]
+    return not all(flow.is_token_wise(source, origin) for source in sources)
+
+
+def is_along_last(node: fx.Node) -> bool:
+    """Whether a node works along the last axis alone, such as a mean of it that is kept as one of length 1."""
+    dim = argument(node, "dim")
+    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+    rank = value(node).dim()
+    return rank == value(node.all_input_nodes[0]).dim() and dims in ([-1], [rank - 1])
 
 
 def factor(

@@ -5,6 +5,7 @@ Where the model as it came does not have a property, it does not apply.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,9 +67,10 @@ def is_excused(subject: Subject, name: str) -> bool:
     before = plain.requires_grad
     plain.requires_grad_(True)
     try:
-        (gradient,) = torch.autograd.grad(loss_of(subject.plain, subject.arguments), plain, allow_unused=True)
-    except RuntimeError:
-        return True
+        loss = loss_of(subject.plain, subject.arguments)
+        if not loss.requires_grad:  # no output depends on any parameter by what has a gradient
+            return True
+        (gradient,) = torch.autograd.grad(loss, plain, allow_unused=True)
     finally:
         plain.requires_grad_(before)
     found: Tensor | None = gradient  # None where no output depends on it, whatever the stub says
@@ -76,6 +78,7 @@ def is_excused(subject: Subject, name: str) -> bool:
 
 
 TINY = 1e-9
+EPSILON = torch.finfo(torch.float32).eps
 
 
 def shift_of_scores(subject: Subject, name: str) -> bool:
@@ -90,7 +93,7 @@ def shift_of_scores(subject: Subject, name: str) -> bool:
 def captured_gradients(subject: Subject) -> Finding:
     """With adapters off, gradients of the model's own weights are those of the model's own code."""
     name = "captured gradients"
-    worst, where = 0.0, ""
+    bound = 10 * subject.tolerance
     own = dict(subject.plain.named_parameters())
     trained = set(subject.plan.trained)
     mine = {
@@ -102,20 +105,44 @@ def captured_gradients(subject: Subject) -> Finding:
         loss_of(subject.plain, subject.arguments).backward()
         with subject.compiled.disable_adapter():
             loss_of(subject.compiled, subject.arguments).backward()
-        largest = max((float(p.grad.abs().max()) for p in own.values() if p.grad is not None), default=0.0)
-        for path, parameter in mine.items():
-            want, got = own[path].grad, parameter.grad
-            if want is None or got is None:
-                if (want is None) != (got is None) and float((want if got is None else got).abs().max()) > 0:  # type: ignore[union-attr]
-                    worst, where = float("inf"), path
-                continue
-            figure = float((got - want).abs().max()) / max(largest, 1e-12)
-            if figure > worst:
-                worst, where = figure, path
+        pairs = {path: (parameter.grad, own[path].grad) for path, parameter in mine.items()}
+        figures = apart(pairs, bound)
         for parameter in (*own.values(), *mine.values()):
             parameter.grad = None
-    detail = f"largest difference over the largest gradient, at {where}" if where else "bit for bit"
-    return within(name, worst, 10 * subject.tolerance, detail)
+    where, worst = max(figures.items(), key=lambda each: each[1], default=("", 0.0))
+    detail = f"largest difference over a weight's largest gradient, at {where}" if worst else "bit for bit"
+    return within(name, worst, bound, detail)
+
+
+def apart(pairs: Mapping[str, tuple[Tensor | None, Tensor | None]], bound: float) -> dict[str, float]:
+    """How far each gradient is from the wanted one, over the largest number in the wanted one.
+
+    A gradient that is all but 0 beside those of the others is a sum of larger numbers that cancel, and is rounded as
+    they are: where the rounding of the largest gradient of all would exceed the bound, that is what it is measured by.
+
+    Args:
+        pairs: path → gradient and wanted one, None for none.
+        bound: the largest figure that passes.
+    """
+    largest = {path: most(want) for path, (_, want) in pairs.items()}
+    rounding = max(largest.values(), default=0.0) * EPSILON
+    return {
+        path: how_far(got, want) / max(largest[path], rounding / bound, 1e-30)
+        for path, (got, want) in pairs.items()
+    }
+
+
+def how_far(got: Tensor | None, want: Tensor | None) -> float:
+    """The largest difference of two gradients; where only one is there and is not 0, without end."""
+    if got is None or want is None:
+        return float("inf") if most(got) or most(want) else 0.0
+    difference = most(got - want)
+    return difference if difference == difference else float("inf")  # noqa: PLR0124 - not a number
+
+
+def most(gradient: Tensor | None) -> float:
+    """The largest number in a gradient, whatever its sign; 0 where there is none."""
+    return float(gradient.abs().max()) if gradient is not None and gradient.numel() else 0.0
 
 
 def checkpointing(subject: Subject) -> Finding:
@@ -134,11 +161,10 @@ def checkpointing(subject: Subject) -> Finding:
         subject.compiled.gradient_checkpointing_disable()
         for module, mode in modes.items():
             module.training = mode
-    largest = max((float(g.abs().max()) for g in plain.values()), default=1.0)
-    figure = max((float((again[n] - g).abs().max()) for n, g in plain.items() if n in again), default=0.0)
-    if plain.keys() != again.keys():
-        figure = float("inf")
-    return within(name, figure / max(largest, 1e-12), 10 * subject.tolerance, "gradients with and without")
+    bound = 10 * subject.tolerance
+    pairs = {path: (again.get(path), plain.get(path)) for path in plain.keys() | again.keys()}
+    figure = max(apart(pairs, bound).values(), default=0.0)
+    return within(name, figure, bound, "gradients of each parameter with and without, over its largest")
 
 
 def gradients(subject: Subject) -> dict[str, Tensor]:

@@ -6,43 +6,60 @@ Where the model as it came does not have a property, it does not apply.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from peftc.capture.arguments import is_decoders, kind_of
 from peftc.certificate.findings import Finding, none, within
-from peftc.certificate.subject import Subject, error, main_output, run
+from peftc.certificate.subject import Arguments, Subject, error, main_output, run
+from peftc.certificate.visibility import given_text
 from peftc.lang.roles import BEGINS, ROLES
 from peftc.lang.scope import expressions
 
 
 def padding(subject: Subject) -> Finding:
-    """Padding behind a text changes nothing at its tokens."""
+    """Padding behind a text or before it changes nothing at its tokens."""
     name = "padding"
     if "input_ids" not in subject.arguments or not subject.takes("attention_mask"):
         return none(name, "the model takes no ids with a mask")
-    if "decoder_input_ids" in subject.arguments:
-        short = dict(subject.of_size(2, 6))
-    else:
-        short = {"input_ids": subject.of_size(2, 6)["input_ids"]}
+    figures: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for side in ("behind", "before"):
+        asked = figure_of(subject, partial(padded_apart, subject, side))
+        if isinstance(asked, str):
+            reasons[side] = asked
+        else:
+            figures[side] = asked
+    if not figures:
+        return none(name, reasons["behind"])
+    worst = max(figures, key=lambda side: figures[side])
+    detail = f"outputs at tokens, with {PADDING} tokens of padding {' or '.join(figures)} them, most {worst}"
+    detail += "".join(f"; {side}: {why}" for side, why in reasons.items())
+    return within(name, figures[worst], 10 * subject.tolerance, detail)
+
+
+PADDING = 3
+
+
+def padded_apart(subject: Subject, side: str, module: nn.Module) -> float:
+    """How far outputs at tokens are from those without any padding, behind them or before."""
+    short = subject.of_size(2, 6)
+    both = "decoder_input_ids" in short
+    short = dict(short) if both else {"input_ids": short["input_ids"]}
     ids = short["input_ids"]
-    ones = torch.ones_like(ids)
-    behind = {
-        **short,
-        "input_ids": torch.cat([ids, ids[:, :3]], 1),
-        "attention_mask": torch.cat([ones, 0 * ones[:, :3]], 1),
-    }
-    short["attention_mask"] = ones
-    cut = (
-        (slice(None), slice(None)) if "decoder_input_ids" in short else (slice(None), slice(0, ids.shape[1]))
-    )
-
-    def difference(module: nn.Module) -> float:
-        with_padding, without = run(module, behind), run(module, short)
-        return error(with_padding[cut] if with_padding.dim() > 2 else with_padding, without)
-
-    return invariant(subject, name, difference, "outputs at tokens, with 3 tokens of padding behind them")
+    ones, more = torch.ones_like(ids), ids[:, :PADDING]
+    texts, masks = [ids, more], [ones, 0 * ones[:, :PADDING]]
+    at = slice(0, ids.shape[1])
+    if side == "before":
+        texts, masks, at = texts[::-1], masks[::-1], slice(PADDING, None)
+    padded = {**short, "input_ids": torch.cat(texts, 1), "attention_mask": torch.cat(masks, 1)}
+    if side == "before" and not both and subject.takes("position_ids"):
+        padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    found, want = run(module, padded), run(module, {**short, "attention_mask": ones})
+    return error(found[:, at] if found.dim() > 2 and not both else found, want)
 
 
 def batch(subject: Subject) -> Finding:
@@ -60,30 +77,51 @@ def batch(subject: Subject) -> Finding:
 
 
 def decoding(subject: Subject) -> Finding:
-    """A token at a time with a cache gives what the whole text does."""
+    """A token at a time with a cache gives what the whole text does; what an encoder gives is computed once."""
     name = "cached decoding"
-    if "input_ids" not in subject.arguments or "decoder_input_ids" in subject.arguments:
+    if (key := given_text(subject)) is None:
         return none(name, "the call is no text that a decoder goes on with")
     if not callable(getattr(subject.compiled, "generate", None)) or not subject.takes("past_key_values"):
         return none(name, "the model has no cache")
     if labels := of_beginnings(subject):
         return none(name, f"{', '.join(labels)} acts on what the call gives that begins a text")
-    ids = subject.of_size(2, 7)["input_ids"]
+    ids = subject.of_size(2, TEXT)[key]
+    beside = besides(subject, key)
 
-    def difference(module: Any) -> float:
-        whole = run(module, {"input_ids": ids, "use_cache": False})
+    def difference(module: nn.Module) -> float:
         with torch.no_grad():
-            first = module(input_ids=ids[:, :5], use_cache=True)
-            if first.past_key_values is None:
-                raise ValueError("it gives no cache back")
-            pieces, cache = [main_output(first)], first.past_key_values
-            for at in range(5, 7):
-                step = module(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
-                pieces.append(main_output(step))
-                cache = step.past_key_values
-        return error(torch.cat(pieces, 1), whole)
+            whole = module(**beside, **{key: ids}, use_cache=True)
+            last = module(**beside, **{key: ids[:, :BEGUN]}, use_cache=True)
+            pieces, rest = [main_output(last)], going_on(beside, last) if key != "input_ids" else {}
+            for at in range(BEGUN, TEXT):
+                if last.past_key_values is None:
+                    raise ValueError("it gives no cache back")
+                cache = {"past_key_values": last.past_key_values, "use_cache": True}
+                last = module(**rest, **{key: ids[:, at : at + 1]}, **cache)
+                pieces.append(main_output(last))
+        return error(torch.cat(pieces, 1), main_output(whole))
 
     return invariant(subject, name, difference, "five tokens at once and two one by one, to seven at once")
+
+
+TEXT, BEGUN = 7, 5
+
+
+def besides(subject: Subject, key: str) -> Arguments:
+    """What the call of a text takes besides it: what an encoder reads, but nothing for the text's own length."""
+    if key == "input_ids":
+        return {}
+    return {
+        name: value
+        for name, value in subject.of_size(2).items()
+        if not is_decoders(name) and name != "labels" and isinstance(value, Tensor)
+    }
+
+
+def going_on(beside: Arguments, last: Any) -> Arguments:
+    """The same in calls that go on: what the encoder gave stands for what it read."""
+    masks = {name: value for name, value in beside.items() if kind_of(name) == "mask"}
+    return {**masks, "encoder_outputs": (last.encoder_last_hidden_state,)}
 
 
 def of_beginnings(subject: Subject) -> list[str]:
@@ -101,10 +139,18 @@ def of_beginnings(subject: Subject) -> list[str]:
 
 def invariant(subject: Subject, name: str, difference: Callable[[nn.Module], float], detail: str) -> Finding:
     """A property that is asked of the module if the model has it."""
+    figure = figure_of(subject, difference)
+    if isinstance(figure, str):
+        return none(name, figure)
+    return within(name, figure, 10 * subject.tolerance, detail)
+
+
+def figure_of(subject: Subject, difference: Callable[[nn.Module], float]) -> float | str:
+    """What is measured of the module; or why the model itself does not have the property."""
     try:
         before = difference(subject.plain)
     except Exception as why:  # noqa: BLE001 - the model itself does not take such a call
-        return none(name, f"the model does not take such a call: {str(why).splitlines()[0][:60]}")
-    if before > 10 * subject.tolerance:
-        return none(name, f"the model itself differs by {before:.1g}")
-    return within(name, difference(subject.compiled), 10 * subject.tolerance, detail)
+        return f"the model does not take such a call: {str(why).splitlines()[0][:60]}"
+    if not before <= 10 * subject.tolerance:
+        return f"the model itself differs by {before:.1g}"
+    return difference(subject.compiled)

@@ -42,6 +42,11 @@ def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
     return isinstance(node, fx.Node) and operator_name(node) in names
 
 
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether a node calls an operator of torch that computes each number from those at its own place."""
+    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
 def is_attention(node: object) -> TypeGuard[fx.Node]:
     """Whether `node` is a softmax attention in the one spelling."""
     return is_call(node, "scaled_dot_product_attention", "capped_attention")

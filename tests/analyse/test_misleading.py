@@ -62,3 +62,60 @@ def turned_in_part(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_sum_of_slices_is_made_of_all_of_them(mix: Any) -> None:
     rows = {"q": ((0, 24),), "k": ((24, 36),), "v": ((36, 48),)}
     assert linears(Mixed(mix, 4)) == {"up": rows, "down": {"o": None}}
+
+
+class Scan(nn.Module):
+    """What has the form of a gated feed-forward network: a projection times an activated one, and a way back."""
+
+    def __init__(self, scan: Callable[[Tensor], Tensor], gated: bool = True) -> None:
+        super().__init__()
+        self.scan, self.gated = scan, gated
+        self.up, self.gate, self.down = nn.Linear(WIDTH, 16), nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            return x + self.down(self.scan(self.up(x)) * functional.silu(self.gate(x)))  # type: ignore[no-any-return]
+        return x + self.down(functional.silu(self.scan(self.up(x))))  # type: ignore[no-any-return]
+
+
+def decayed(y: Tensor) -> Tensor:
+    held, found = torch.zeros_like(y[:, 0]), []
+    for step in range(y.shape[1]):
+        held = held * 0.9 + y[:, step]
+        found.append(held)
+    return torch.stack(found, 1)
+
+
+def blended(y: Tensor) -> Tensor:
+    """As above, where each step is a sum with what it is computed from."""
+    held = y[:, 0]
+    found = [held]
+    for step in range(1, y.shape[1]):
+        held = held + 0.1 * (y[:, step] - held)
+        found.append(held)
+    return torch.stack(found, 1)
+
+
+def shifted(y: Tensor) -> Tensor:
+    return y.roll(1, 1)
+
+
+def smoothed(y: Tensor) -> Tensor:
+    return 0.5 * y + 0.5 * functional.pad(y, (0, 0, 1, 0))[:, :-1]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("scan", [decayed, blended, shifted, smoothed])
+def test_what_mixes_tokens_is_no_feed_forward_network(scan: Any, gated: bool) -> None:
+    model = Scan(scan, gated)
+    plain = {"up": {"other": None}, "down": {"other": None}}
+    assert linears(model) == plain | ({"gate": {"other": None}} if gated else {})
+    assert not [site for site in peftc.sites(model, GIVEN) if site.role in ("ffn", "residual")]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [lambda y: y, lambda y: y.transpose(0, 1).contiguous().transpose(0, 1), lambda y: y.flip(1).flip(1)],
+)
+def test_what_leaves_tokens_in_their_places_is_one(same: Any) -> None:
+    assert linears(Scan(same)) == {"up": {"up": None}, "gate": {"gate": None}, "down": {"down": None}}

@@ -1,0 +1,102 @@
+"""Gradients that are wrong only beside much larger ones are named, and what cannot be told is no excuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import peftc
+from peftc.certificate.gradients import captured_gradients, checkpointing, is_excused
+from peftc.certificate.subject import examined
+from peftc.graphs.reading import is_call
+from peftc.rewrite import without_adapters
+from peftc.runtime import engine as engines
+from tests.certificate.breaking import is_not, named
+from tests.models import llama
+
+LOUD, QUIET = 30.0, 1e-3
+
+
+class Uneven(nn.Module):
+    """Two maps, one of which makes most of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loud, self.quiet = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LOUD * self.loud(x) + QUIET * torch.tanh(self.quiet(x))
+
+
+def halved(x: Tensor) -> Tensor:
+    """The same number, with half its gradient."""
+    return 0.5 * x + 0.5 * x.detach()
+
+
+def test_a_small_gradient_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*args: Any, **kwargs: Any) -> fx.Graph:
+        graph = without_adapters(*args, **kwargs)
+        node = next(each for each in graph.nodes if is_call(each, "tanh"))
+        with graph.inserting_after(node):
+            half = graph.call_function(halved, (node,))
+        half.meta = dict(node.meta)
+        node.replace_all_uses_with(half, delete_user_cb=is_not(half))
+        return graph
+
+    given = {"x": torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))}
+    rules = ["lora:all-linear(rank=2)"]
+    assert named(peftc.compile(Uneven(), rules, given), captured_gradients, **given).verdict == "pass"
+    monkeypatch.setattr(engines, "without_adapters", cut)
+    finding = named(peftc.compile(Uneven(), rules, given), captured_gradients, **given)
+    assert finding.verdict == "fail"
+    assert "quiet" in finding.detail
+
+
+def test_a_small_gradient_that_checkpoints_change_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: Any = peftc.compile(llama(num_hidden_layers=1), ["lora:q,v"])
+    assert named(compiled, checkpointing).verdict == "pass"
+    smallest = compiled.get_parameter("model.layers.0.self_attn.q_proj.peftc.default.lora.q.A")
+    enable = compiled.gradient_checkpointing_enable
+
+    def wrong(**kwargs: Any) -> None:
+        enable(**kwargs)
+        smallest.register_hook(lambda gradient: 1.001 * gradient)
+
+    monkeypatch.setattr(compiled, "gradient_checkpointing_enable", wrong)
+    assert named(compiled, checkpointing).verdict == "fail"
+
+
+class Failing(nn.Module):
+    """A model whose own backward fails, or that no gradient goes through."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self.inner, self.whole = nn.Linear(6, 6), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        if not self.whole:
+            return out.detach()
+        out.register_hook(raising)
+        return out
+
+
+def raising(_: Tensor) -> None:
+    """A fault in the middle of a backward."""
+    raise RuntimeError("a fault of the model")
+
+
+def test_only_what_no_output_depends_on_is_excused() -> None:
+    x = torch.randn(3, 5, 6)
+    compiled = peftc.compile(Uneven(), ["bitfit"], {"x": x})
+    with examined(compiled, {"x": x}) as subject:
+        assert not is_excused(subject, "loud.weight")
+        subject.plain = Failing(whole=False)
+        assert is_excused(subject, "inner.weight")
+        subject.plain = Failing(whole=True)
+        with pytest.raises(RuntimeError, match="a fault of the model"):
+            is_excused(subject, "inner.weight")

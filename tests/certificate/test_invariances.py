@@ -1,0 +1,69 @@
+"""What is beside a text or was computed before: modules that mind it are named, on either side and behind an encoder."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor, fx
+
+import peftc
+from peftc.certificate.invariances import decoding, padding
+from peftc.certificate.subject import Subject
+from peftc.graphs.operations import causal_mask
+from peftc.graphs.reading import is_attention, is_call
+from tests.certificate.breaking import broken, is_not, named
+from tests.models import llama
+from tests.zoo import entry, inputs
+
+
+def test_padding_in_front_that_is_seen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = named(peftc.compile(llama(num_hidden_layers=1), ["lora:q,v"]), padding)
+    assert good.verdict == "pass"
+    assert "behind or before" in good.detail
+
+    def mend(graph: fx.Graph) -> None:
+        for node in [each for each in graph.nodes if is_attention(each)]:
+            with graph.inserting_before(node):
+                mask = graph.call_function(causal_mask, node.args[:2])
+            mask.meta = dict(node.meta)
+            node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
+
+    # Nothing that stands behind a text is seen from it: only on the other side does it show that the mask is not read.
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"], llama(num_hidden_layers=1)), padding)
+    assert finding.verdict == "fail"
+    assert "most before" in finding.detail
+
+
+def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = entry("gpt2").model()
+    compiled = peftc.compile(model, ["lora:q,v(rank=2)"], inputs(model), defaults=False)
+    takes = Subject.takes
+    monkeypatch.setattr(Subject, "takes", lambda self, name: name != "position_ids" and takes(self, name))
+    finding = named(compiled, padding, **inputs(model))  # places are counted from the first padding then
+    assert finding.verdict == "pass"
+    assert "padding behind them" in finding.detail
+    assert "before: the model itself differs" in finding.detail
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_a_decoder_behind_an_encoder_goes_on_from_its_cache(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = entry(name).model()
+    given = inputs(model)
+    compiled = peftc.compile(model, ["lora:q,v(rank=2)"], given, defaults=False)
+    assert named(compiled, decoding, **given).verdict == "pass"
+
+    def counted(rows: Tensor) -> Tensor:
+        return rows * (1 + 0.01 * rows.shape[1])
+
+    def mend(graph: fx.Graph) -> None:
+        node = [each for each in graph.nodes if is_call(each, "linear")][-1]
+        with graph.inserting_after(node):
+            more = graph.call_function(counted, (node,))
+        more.meta = dict(node.meta)
+        node.replace_all_uses_with(more, delete_user_cb=is_not(more))
+
+    spoilt = broken(monkeypatch, mend, ["lora:q,v(rank=2)"], entry(name).model(), given)
+    finding = named(spoilt, decoding, **given)
+    assert finding.verdict == "fail"
+    assert finding.figure > 1e-3
