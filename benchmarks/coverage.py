@@ -105,7 +105,9 @@ def every_rule(model_type: str) -> dict[str, dict[str, Any]]:
 def one_rule(captured: Any, name: str) -> dict[str, Any]:
     """Whether a rule leaves the model as it is with adapters off, acts with them on, trains all it plans, and merges."""
     from benchmarks.captured import fill, planned
-    from peftc.certificate.properties import adapters_off, gradients_reach, merged
+    from peftc.certificate.gradients import gradients_reach
+    from peftc.certificate.identity import identity_at_start
+    from peftc.certificate.properties import adapters_off, merged
     from peftc.certificate.subject import error, examined, run
     from peftc.errors import NoMatchError, UnknownPartError
 
@@ -114,7 +116,8 @@ def one_rule(captured: Any, name: str) -> dict[str, Any]:
     except (NoMatchError, UnknownPartError) as why:
         return {"verdict": "no site", "why": line_of(why)}
     with examined(fill(compiled), captured.given) as subject:
-        findings = [examine(subject) for examine in (adapters_off, gradients_reach, merged)]
+        properties = (adapters_off, identity_at_start, gradients_reach, merged)
+        findings = [examine(subject) for examine in properties]
         acts = error(run(subject.compiled, captured.given), run(subject.plain, captured.given))
     wrong = [f"{each.name}: {each.detail}" for each in findings if each.verdict == "fail"]
     if planned(compiled.peftc_plan) and not 0 < acts < float("inf"):
