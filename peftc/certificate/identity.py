@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Subject, error, kept, run
 from peftc.lang import signature
 from peftc.lang.lengths import lengths_of, proving_scope
+from peftc.lang.scope import expressions
 from peftc.match.plan import Application, NewParameter, Plan
 from peftc.runtime.build import restart
 from peftc.runtime.compilation import carry_out, look, start_from
@@ -20,16 +22,16 @@ from peftc.runtime.twin import twin
 
 SMALL = 0.01
 """The largest spread with which a rule draws what is to start near 0."""
-NEAR = 0.01
+NEAR = 2e-3
 """The largest relative difference of a rule that does."""
 
 
 def identity_at_start(subject: Subject) -> Finding:
     """Rules that edit values in place change nothing as they start, whatever they are now.
 
-    An edit promises that: an adapter is put into a model that is trained, to start from it. One whose own laws draw
-    it near 0 promises to start near the model. What puts keys or tokens in front, is read from saved adapters or has
-    no parameters promises neither.
+    An edit promises that: an adapter is put into a model that is trained, to start from it. One that is a product of
+    several factors, each drawn near 0 by its own law, promises to start near the model. What puts keys or tokens in
+    front, is read from saved adapters or has no parameters promises neither.
     """
     name, plan = "identity at the start", subject.plan
     acting = [each for each in plan.applications if plan.section(each).rewrite]
@@ -42,7 +44,7 @@ def identity_at_start(subject: Subject) -> Finding:
     torch.manual_seed(0)
     with torch.no_grad():
         figure = difference(subject) if not others else difference_alone(subject, promised)
-    near = [each.rule for each in promised if any(is_small(own) for own in each.parameters)]
+    near = [each.rule for each in promised if is_drawn_small(plan, each)]
     named = ", ".join(dict.fromkeys(each.rule for each in promised))
     detail = f"{named} with first values, drawn again"
     if near:
@@ -72,6 +74,26 @@ def makes_longer(plan: Plan, application: Application) -> bool:
         for port in section.rewrite
         for axis, length in lengths_of(scope.rewrite(port)).items()
     )
+
+
+def is_drawn_small(plan: Plan, application: Application) -> bool:
+    """Whether an edit is near 0 by its laws: more than one of its factors is drawn there, so it is of second order.
+
+    One factor that is drawn near 0 is no promise: where the rest is large, so is the edit.
+    """
+    small = {each.name for each in application.parameters if is_small(each)}
+    found = expressions(plan.bound(application.rule).rule, plan.section(application))
+
+    def read(table: str, key: str) -> int:
+        """How often an expression reads what is small, through bindings too."""
+        names = [node.id for node in ast.walk(found[table, key].tree) if isinstance(node, ast.Name)]
+        return sum(
+            1 if name in small else read("let", name)
+            for name in names
+            if name in small or ("let", name) in found
+        )
+
+    return any(read("rewrite", key) > 1 for table, key in found if table == "rewrite")
 
 
 def is_small(parameter: NewParameter) -> bool:

@@ -21,6 +21,11 @@ WRONG = {
         'B = { axes = "d_out rank", init = "zeros"',
         'B = { axes = "d_out rank", init = "normal(std=0.1)"',
     ),
+    "one map near 0": (
+        "lora",
+        'B = { axes = "d_out rank", init = "zeros"',
+        'B = { axes = "d_out rank", init = "normal(std=0.001)"',
+    ),
     "the other map's law": (
         "lora",
         'B = { axes = "d_out rank", init = "zeros"',
@@ -52,7 +57,7 @@ def test_a_wrong_initialiser_is_named(case: tuple[str, str, str], tmp_path: Path
     compiled = peftc.compile(llama(num_hidden_layers=1), [wrong(tmp_path, *case)], defaults=False)
     finding = named(compiled, identity_at_start)
     assert finding.verdict == "fail"
-    assert finding.figure > 1e-3
+    assert finding.figure > 1e-4
     assert case[0] in finding.detail
 
 
@@ -77,7 +82,7 @@ def test_what_is_drawn_near_0_starts_near_the_model(tmp_path: Path) -> None:
         peftc.compile(llama(num_hidden_layers=1), ["houlsby:4"], defaults=False), identity_at_start
     )
     assert finding.verdict == "pass"
-    assert 1e-7 < finding.figure < finding.bound == 0.01
+    assert 1e-7 < finding.figure < finding.bound == 2e-3
     assert "near 0" in finding.detail
     case = (
         "bottleneck",
