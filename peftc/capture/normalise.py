@@ -7,6 +7,7 @@ from torch import fx
 from peftc.capture.attention import GroupHeads, SpellAttention
 from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
 from peftc.capture.functional import MakeFunctional
+from peftc.capture.gathers import SpellGathers
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
@@ -31,6 +32,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
+        SpellGathers(),
         SpellEinsums(),
         SpellHeadProducts(),
         TurnLeftProducts(),
