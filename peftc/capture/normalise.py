@@ -17,7 +17,7 @@ from peftc.graphs.program import Program, copy_graph
 from peftc.graphs.reading import ancestors, is_attention, value
 from peftc.passes import AS_MADE, Pass, PassRecord, PassSettings
 
-SPELLINGS = ("layer_norm", "rms_norm", "linear", "gelu_tanh", "quick_gelu", "attention")
+SPELLINGS = ("layer_norm", "rms_norm", "linear", "gelu_tanh", "quick_gelu", "softmax", "attention")
 """The files of spellings, in the order in which they are recognised."""
 
 
