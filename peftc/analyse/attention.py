@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from peftc.analyse.channels import ChannelFlow, downstream
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import is_attention
+from peftc.graphs.reading import is_attention, shape
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class AttentionCore:
 def attention_cores(
     graph: fx.Graph, projections: Mapping[fx.Node, Projection], flow: ChannelFlow
 ) -> list[AttentionCore]:
-    """Every softmax attention of a normalised graph."""
+    """Every softmax attention of a normalised graph, over tokens: what is weighed in one over heads or channels is none."""
     cores = []
     for node in graph.nodes:
-        if not is_attention(node):
+        if not is_attention(node) or not is_over_tokens(node.args[1], flow):  # type: ignore[arg-type]
             continue
         parts: dict[fx.Node, dict[str, Tensor]] = {}
         for part, operand in zip("qkv", node.args[:3], strict=True):
@@ -46,3 +46,21 @@ def attention_cores(
         readers = downstream(node, projections, flow.order)
         cores.append(AttentionCore(node, parts, readers[0] if readers else None))
     return cores
+
+
+def is_over_tokens(keys: fx.Node, flow: ChannelFlow) -> bool:
+    """Whether keys [batch heads keys width] are of several tokens of some projection; so they are where none is known."""
+    if shape(keys)[2] < 2:
+        return True
+    each = flow.layers(keys)
+    return not each or any(
+        varies(layer, shape(origin)[-1]) for origin, held in each.items() for layer in held
+    )
+
+
+def varies(layer: Tensor, channels: int) -> bool:
+    """Whether numbers [batch heads keys width] are of several tokens along the axis of the keys."""
+    known = layer >= 0
+    tokens = layer // channels
+    first = tokens.masked_fill(~known, int(tokens.max()) + 1).amin(2)
+    return bool((tokens.masked_fill(~known, -1).amax(2) > first).any())

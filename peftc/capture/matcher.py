@@ -22,8 +22,16 @@ from peftc.graphs.reading import argument, is_call, is_parameter, is_tensor, ope
 from peftc.lang.axes import ANY, Axes, show
 
 UNARY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"rsqrt": ("rsqrt",), "sqrt": ("sqrt",), "sigmoid": ("sigmoid",), "tanh": ("tanh",)}
+    {"rsqrt": ("rsqrt",), "sqrt": ("sqrt",), "sigmoid": ("sigmoid",), "tanh": ("tanh",), "exp": ("exp",)}
 )
+ALONG: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+    {
+        "mean_along": (("mean",), "mean"),
+        "sum_along": (("sum",), "sum"),
+        "max_along": (("amax", "max"), "maximum"),
+    }
+)
+"""Word → its operators, and what their result is called."""
 CASTS = ("to", "_to_copy", "type_as")
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten")
 
@@ -365,17 +373,20 @@ class Matcher:
                 return "is no softmax in one number format"
             dims = [argument(at, "dim")]
         else:
-            if not is_call(at, "mean") or value(at).dtype != value(at.args[0]).dtype:  # type: ignore[arg-type]
-                return "is no mean in one number format"
-            if argument(at, "keepdim") is not True:
-                return "does not keep the axis of its mean"
-            dims = list(argument(at, "dim") or [])
+            operators, said = ALONG[name]
+            taken = largest(at)
+            if not is_call(taken, *operators) or value(at).dtype != value(taken.args[0]).dtype:  # type: ignore[arg-type]
+                return f"is no {said} in one number format"
+            if argument(taken, "keepdim") is not True:
+                return f"does not keep the axis of its {said}"
+            dim = argument(taken, "dim")
+            dims = [dim] if isinstance(dim, int) else list(dim or [])
         rank = value(at).dim()
         if place is None or [dim - rank if dim >= 0 else dim for dim in dims] != [place]:
             return f"works along {dims}, not along {axis!r}"
         if ANY not in layout and rank != len(layout):
             return f"has {rank} axes, not those of {show(layout)}"
-        return at.args[0]
+        return largest(at).args[0]
 
     def dropout(
         self, pattern: Pattern, tree: ast.Call, at: Any, layout: Axes, state: State
@@ -413,6 +424,12 @@ class Matcher:
             state = state.covering(at)
             at = at.args[0]
         return at, state
+
+
+def largest(node: fx.Node) -> fx.Node:
+    """The call that gives the largest numbers together with their places, where a node is the numbers of it."""
+    pair = node.args[0] if is_call(node, "getitem") and node.args[1] == 0 else None
+    return pair if is_call(pair, "max") else node
 
 
 def permutation(node: fx.Node) -> tuple[int, ...] | None:

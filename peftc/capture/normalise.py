@@ -8,6 +8,7 @@ from peftc.capture.attention import GroupHeads, SpellAttention
 from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
 from peftc.capture.flattening import KeepTokenAxes
 from peftc.capture.functional import MakeFunctional
+from peftc.capture.gathers import SpellGathers
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
@@ -18,7 +19,7 @@ from peftc.graphs.program import Program, copy_graph
 from peftc.graphs.reading import ancestors, is_attention, value
 from peftc.passes import AS_MADE, Pass, PassRecord, PassSettings
 
-SPELLINGS = ("layer_norm", "rms_norm", "linear", "gelu_tanh", "quick_gelu", "attention")
+SPELLINGS = ("layer_norm", "rms_norm", "linear", "gelu_tanh", "quick_gelu", "softmax", "attention")
 """The files of spellings, in the order in which they are recognised."""
 
 
@@ -32,6 +33,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         RemoveEmptyParts(),
         ReadModeAtRunTime(training, mixed),
         OuterProducts(),
+        SpellGathers(),
         SpellEinsums(),
         SpellHeadProducts(),
         TurnLeftProducts(),

@@ -130,6 +130,7 @@ MAKERS: Mapping[str, Maker] = {
     "layer_norm": make_layer_norm,
     "attention": make_attention,
     "linear": make_linear,
+    "softmax": lambda graph, _, given, __: graph.call_function(torch.ops.aten.softmax.int, (given[0], -1)),
     "quick_gelu": lambda graph, _, given, __: graph.call_function(operations.quick_gelu, (given[0],)),
     "gelu_tanh": lambda graph, _, given, __: graph.call_function(
         torch.ops.aten.gelu.default, (given[0],), {"approximate": "tanh"}

@@ -14,7 +14,7 @@ from peftc.lang.operations import Operation, Settings
 from peftc.lang.results import keeps, same
 from peftc.lang.vocabulary import AXIS
 
-SHARED = ("softmax", "sigmoid", "tanh", "square", "dropout")
+SHARED = ("softmax", "sigmoid", "tanh", "exp", "square", "dropout")
 """Words of rules that spellings can use."""
 
 
@@ -23,20 +23,20 @@ def word(name: str, doc: str, *more: str) -> Operation:
     return Operation(name, doc, (("x", "value"), *((name, "any") for name in more)), same, "")
 
 
+def along(name: str, doc: str) -> Operation:
+    """What is taken of a value along one of its axes."""
+    return Operation(name, doc, (("x", "value"),), keeps, "", {"axis": AXIS})
+
+
 WORDS: Mapping[str, Operation] = MappingProxyType(
     {
         **{name: OPERATIONS[name] for name in SHARED},
         **{
             each.name: each
             for each in (
-                Operation(
-                    "mean_along",
-                    "The mean along an axis, which stays as one of length 1.",
-                    (("x", "value"),),
-                    keeps,
-                    "",
-                    {"axis": AXIS},
-                ),
+                along("mean_along", "The mean along an axis, which stays as one of length 1."),
+                along("sum_along", "The sum along an axis, which stays as one of length 1."),
+                along("max_along", "The largest along an axis, which stays as one of length 1."),
                 word("rsqrt", "1 / √x."),
                 word("sqrt", "√x."),
                 word("cube", "x · x · x."),
@@ -84,6 +84,7 @@ TARGETS: Mapping[str, Operation] = MappingProxyType(
             target("layer_norm", "`layer_norm` over the last axis.", "x weight bias eps"),
             target("attention", "`scaled_dot_product_attention`.", "q k v mask scale dropout", attention),
             target("linear", "`linear`, its matrix as [d_out d_in].", "x weight bias", linear),
+            target("softmax", "`softmax` over the last axis.", "x"),
             target("quick_gelu", "x · sigmoid(1.702 x).", "x"),
             target("gelu_tanh", "`gelu` by tanh.", "x"),
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from peftc.certificate.subject import Arguments, Subject
+from peftc.certificate.subject import Arguments, Subject, run
 from peftc.errors import BranchError
 from peftc.graphs.program import copy_graph
 from peftc.graphs.reading import is_attention, module_path
@@ -38,12 +38,13 @@ class Looking(fx.Interpreter):
 def seen_in(subject: Subject, arguments: Arguments) -> Seen:
     """What the attentions of a call see, in the program that the module runs for it."""
     engine = subject.compiled._peftc  # noqa: SLF001 - the certificate looks into what it certifies
+    run(subject.compiled, arguments)  # captures what serves the call, if nothing does yet
     with torch.no_grad():
         key, call = engine.read("", subject.compiled, (), arguments)
-        given = [call.arguments[name] for name in engine.find(key, call.tensors, ()).program.given]
-        for entry in engine.programs[key]:
+        for entry in engine.programs.get(key, ()):
             if not entry.fits(call.tensors):
                 continue
+            given = [call.arguments[name] for name in entry.program.given]
             looking = Looking(engine.root, entry.for_call(call).rewritten)
             try:
                 looking.run(*call.tensors, *given)

@@ -119,3 +119,90 @@ def test_what_mixes_tokens_is_no_feed_forward_network(scan: Any, gated: bool) ->
 )
 def test_what_leaves_tokens_in_their_places_is_one(same: Any) -> None:
     assert linears(Scan(same)) == {"up": {"up": None}, "gate": {"gate": None}, "down": {"down": None}}
+
+
+class Weighed(nn.Module):
+    """A softmax between two products, which weighs what it is told to."""
+
+    def __init__(self, weigh: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weigh = weigh
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.o(self.weigh(self.q(x), self.k(x), self.v(x)))  # type: ignore[no-any-return]
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return heads(q) @ heads(k).mT * 0.5
+
+
+def together(gathered: Tensor) -> Tensor:
+    return gathered.transpose(1, 2).flatten(2)
+
+
+def over_heads_of_each_token(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (each.unflatten(-1, (HEADS, -1)) for each in (q, k, v))
+    return ((q @ k.mT).softmax(-1) @ v).flatten(2)
+
+
+def fused_over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (each.unflatten(-1, (HEADS, -1)) for each in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).flatten(2)
+
+
+def over_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (heads(each).mT for each in (q, k, v))
+    return together(((q @ k.mT).softmax(-1) @ v).mT)
+
+
+def over_the_axis_of_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return together(scores(q, k).softmax(1) @ heads(v))
+
+
+def over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return together(scores(q, k).softmax(-2) @ heads(v))
+
+
+def with_more_below(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores(q, k).exp()
+    return together(weights / (1 + weights.sum(-1, keepdim=True)) @ heads(v))
+
+
+def over_queries_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores(q, k).exp()
+    return together(weights / weights.sum(-2, keepdim=True) @ heads(v))
+
+
+@pytest.mark.parametrize(
+    "weigh",
+    [
+        over_heads_of_each_token,
+        fused_over_heads,
+        over_channels,
+        over_the_axis_of_heads,
+        over_queries,
+        with_more_below,
+        over_queries_by_hand,
+    ],
+)
+def test_what_weighs_no_keys_is_no_attention(weigh: Any) -> None:
+    model = Weighed(weigh)
+    assert linears(model) == {name: {"other": None} for name in "qkvo"}
+    assert not [site for site in peftc.sites(model, GIVEN) if site.role == "attention"]
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores(q, k).exp()
+    return together(weights / weights.sum(-1, keepdim=True) @ heads(v))
+
+
+def by_hand_from_the_largest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    held = scores(q, k)
+    weights = (held - held.max(-1, keepdim=True).values).exp()
+    return together((weights / weights.sum(-1, keepdim=True)) @ heads(v))
+
+
+@pytest.mark.parametrize("weigh", [by_hand, by_hand_from_the_largest])
+def test_a_softmax_by_hand_is_one(weigh: Any) -> None:
+    assert linears(Weighed(weigh)) == {name: {name: None} for name in "qkvo"}

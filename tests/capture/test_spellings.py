@@ -208,6 +208,40 @@ def test_activations_that_are_written_out(
     torch.testing.assert_close(run(program, module, x), module(x), atol=bound, rtol=bound)
 
 
+def shares(x: Tensor) -> Tensor:
+    powers = torch.exp(x)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def shares_below_the_largest(x: Tensor) -> Tensor:
+    return torch.exp(x - x.amax(-1, keepdim=True)) / torch.exp(x - x.amax(-1, keepdim=True)).sum(-1, True)
+
+
+def shares_by_max(x: Tensor) -> Tensor:
+    lower = x - x.max(-1, keepdim=True).values
+    return lower.exp() / lower.exp().sum(-1, keepdim=True)
+
+
+def with_one_more(x: Tensor) -> Tensor:
+    return x.exp() / (x.exp().sum(-1, keepdim=True) + 1)
+
+
+def from_the_front(x: Tensor) -> Tensor:
+    return x.exp() / x.exp().sum(0, keepdim=True)
+
+
+def of_others(x: Tensor) -> Tensor:
+    return x.exp() / (2 * x).exp().sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("function", [shares, shares_below_the_largest, shares_by_max])
+def test_a_softmax_that_is_written_out(function: Callable[[Tensor], Tensor]) -> None:
+    module, x = Activation(function), values(3, 5, 4)
+    program = captured(module, x=x)
+    assert operators(program) == {"softmax": 1}
+    torch.testing.assert_close(run(program, module, x), module(x), atol=1e-6, rtol=1e-6)
+
+
 QKV = dict(zip("qkv", attentions.operands(), strict=True))
 TWINS: list[tuple[str, Callable[[], nn.Module], dict[str, Tensor]]] = [
     *(
@@ -233,6 +267,10 @@ TWINS: list[tuple[str, Callable[[], nn.Module], dict[str, Tensor]]] = [
         for function, shape in ((by_a_value, (4, 6)), (from_the_left, (6, 4)), (doubled_product, (4, 6)))
     ),
     *(("quick_gelu", lambda function=function: Activation(function), {"x": values(3, 4)}) for function in (slower, of_another)),
+    *(
+        ("softmax", lambda function=function: Activation(function), {"x": values(3, 4)})
+        for function in (with_one_more, from_the_front, of_others)
+    ),
     *(("gelu_tanh", lambda function=function: Activation(function), {"x": values(3, 4)}) for function in (squares, shifted)),
 ]  # fmt: skip
 

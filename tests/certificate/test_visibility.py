@@ -125,3 +125,12 @@ def test_a_token_that_is_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     finding = named(broken(monkeypatch, mend, ["lora:q,v"]), visibility)
     assert finding.verdict == "fail"
     assert "output 3 does not see token 3" in finding.detail
+
+
+def test_a_call_of_a_size_that_has_no_program_yet_is_captured() -> None:
+    model = entry("mamba").model()  # its scan is captured for one length at a time
+    given = inputs(model)
+    compiled = peftc.compile(model, ["lora:all-linear(rank=2)"], given, defaults=False)
+    finding = named(compiled, visibility, **given)
+    assert finding.verdict == "pass"
+    assert "pairs of output and token" in finding.detail
