@@ -84,6 +84,10 @@ class ChannelFlow:
             return {}
         if name in MOVES:
             return self.moved(node, lambda index: rerun(node, index))
+        if name == "view_as_complex":  # each number is made of two
+            return self.paired(node)
+        if name == "view_as_real":  # each of two is made of what the number is
+            return self.moved(node, lambda index: index.unsqueeze(-1).expand(shape(node)))
         if name == "index":
             return self.picked(node)
         if name in ("slice_scatter", "select_scatter"):
@@ -97,6 +101,13 @@ class ChannelFlow:
     def moved(self, node: fx.Node, step: Callable[[Tensor], Tensor]) -> dict[fx.Node, Layers]:
         """Channels of what a node only moves, each layer moved in the same way."""
         return {origin: tuple(map(step, layers)) for origin, layers in self.layers(node.args[0]).items()}
+
+    def paired(self, node: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels of complex numbers, each of which is made of two that stand side by side."""
+        return {
+            origin: tuple(part for layer in layers for part in layer.unbind(-1))
+            for origin, layers in self.layers(node.args[0]).items()
+        }
 
     def picked(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of what is picked by lists of numbers that are known before anything runs."""

@@ -223,7 +223,6 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             _role(
                 "block",
                 "The unit that a model repeats, from residual stream to residual stream.",
-                _port("x", "operand", "* d_model", "What the block reads."),
                 _port("y", "result", "* d_model", "What the block leaves."),
                 _TOKENS,
                 _port(

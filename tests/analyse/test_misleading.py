@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peftc
+from peftc.analyse import analyse
+from peftc.lang.roles import ROLES
+from peftc.runtime import capture_example
 
 WIDTH, HEADS = 12, 3
 GIVEN = {"x": torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))}
@@ -206,3 +209,31 @@ def by_hand_from_the_largest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize("weigh", [by_hand, by_hand_from_the_largest])
 def test_a_softmax_by_hand_is_one(weigh: Any) -> None:
     assert linears(Weighed(weigh)) == {name: {name: None} for name in "qkvo"}
+
+
+def turned_by_complex_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Places as angles: pairs of channels are complex numbers that are turned."""
+    angles = torch.outer(torch.arange(q.shape[1]).float(), torch.tensor([1.0, 0.1]))
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def turned(x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(heads(x).float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turn).flatten(-2)
+
+    weights = (turned(q) @ turned(k).mT * 0.5).softmax(-1)
+    return together(weights @ heads(v))
+
+
+def test_roles_reach_through_complex_numbers() -> None:
+    model: Any = Weighed(turned_by_complex_numbers)
+    assert linears(model) == {name: {name: None} for name in "qkvo"}
+    compiled: Any = peftc.compile(model, ["lora:q,v(rank=2)"], GIVEN, defaults=False)
+    torch.testing.assert_close(compiled(**GIVEN), model(**GIVEN), atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_promises_no_port_that_it_has_not() -> None:
+    model: Any = nn.Sequential(Weighed(by_hand), Weighed(by_hand))
+    _, _, (program, _, _) = capture_example(model, {"input": GIVEN["x"]})
+    (first, last) = [each for each in analyse(program.graph, model).located if each.site.role == "block"]
+    promised = {name for name, port in ROLES["block"].ports.items() if not port.optional}
+    assert all(promised <= set(use.ports) for each in (first, last) for use in each.uses)
