@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from peftc.analyse.channels import ChannelFlow, downstream
@@ -49,18 +50,12 @@ def attention_cores(
 
 
 def is_over_tokens(keys: fx.Node, flow: ChannelFlow) -> bool:
-    """Whether keys [batch heads keys width] are of several tokens of some projection; so they are where none is known."""
-    if shape(keys)[2] < 2:
-        return True
+    """Whether keys [batch heads keys width] are of several tokens, or of some that no projection here makes, as a cache's."""
     each = flow.layers(keys)
-    return not each or any(
-        varies(layer, shape(origin)[-1]) for origin, held in each.items() for layer in held
-    )
-
-
-def varies(layer: Tensor, channels: int) -> bool:
-    """Whether numbers [batch heads keys width] are of several tokens along the axis of the keys."""
-    known = layer >= 0
-    tokens = layer // channels
-    first = tokens.masked_fill(~known, int(tokens.max()) + 1).amin(2)
-    return bool((tokens.masked_fill(~known, -1).amax(2) > first).any())
+    if shape(keys)[2] < 2 or not each:
+        return True
+    tokens = torch.full((1,), -1)
+    for origin, held in each.items():
+        for layer in held:
+            tokens = torch.where(tokens < 0, layer.div(shape(origin)[-1], rounding_mode="floor"), tokens)
+    return bool((tokens < 0).any() or (tokens.amax(2) > tokens.amin(2)).any())
