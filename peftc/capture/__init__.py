@@ -1,12 +1,15 @@
 """Model and call → normalised graph. Knows nothing of roles or rules."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from peftc.capture.export import export_call
 from peftc.capture.normalise import normalise
+from peftc.capture.scores import ReadScores
 from peftc.capture.signature import Call
 from peftc.graphs.program import Program
-from peftc.passes import AS_MADE, PassRecord, PassSettings
+from peftc.passes import AS_MADE, PassRecord, PassSettings, name_of
 
 
 def capture(
@@ -36,4 +39,9 @@ def capture(
     return program, constants, records
 
 
-__all__ = ["capture"]
+def unread_attention(records: Iterable[PassRecord]) -> tuple[str, ...]:
+    """Softmaxes that were not read as attention, each with its module and the reason, from what the passes did."""
+    return tuple(miss for record in records if record.name == name_of(ReadScores) for miss in record.misses)
+
+
+__all__ = ["capture", "unread_attention"]

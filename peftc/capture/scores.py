@@ -20,6 +20,7 @@ from peftc.graphs.reading import (
     argument,
     is_call,
     is_tensor,
+    module_path,
     module_stack,
     operator_name,
     shape,
@@ -86,7 +87,7 @@ class ReadScores:
                 replace(graph, node)
                 changed += 1
             except Unread as why:
-                misses.append(f"{node.name}: {why}")
+                misses.append(f"{node.name} in {module_path(node) or 'the model itself'}: {why}")
         return PassResult(changed, tuple(misses[:5]))
 
 

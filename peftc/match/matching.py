@@ -31,7 +31,7 @@ from peftc.match.fitting import (
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
-from peftc.match.sharing import leaks, refuse_misfits, seed, shared, tied, widest
+from peftc.match.sharing import WEIGHTED, leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.match.training import trained_already, training
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
@@ -148,7 +148,10 @@ class Matcher:
                     self.skips.append(Skip(bound.label, site, reason, number))
             for site in chosen:
                 by = (bound.label, number)
-                if reason := self.quantising.reason_against(by, section, site, chosen, self.applications):
+                done = self.done_as(by, site)
+                if reason := done or self.quantising.reason_against(
+                    by, section, site, chosen, self.applications
+                ):
                     self.skips.append(Skip(bound.label, site, reason, number))
                 else:
                     self.apply(bound, number, section, site, chosen)
@@ -167,6 +170,16 @@ class Matcher:
             [each.site for each in self.applications[before:]],
             [skip for skip in self.skips if skip.rule == bound.label],
         )
+
+    def done_as(self, by: tuple[str, int], site: Site) -> str | None:
+        """Why a section has acted here under another part's name, or None: one product may be keys and values at once."""
+        for each in self.applications:
+            other = each.site
+            if (each.rule, each.section) == by and site.role in WEIGHTED and other.role == site.role:
+                one, two = ((s.path, s.weights["W"], s.rows) for s in (other, site))
+                if one == two:
+                    return f"it is the product of {other.id}, changed there"
+        return None
 
     def applied(self, bound: Bound, number: int) -> bool:
         """Whether a section of a rule goes anywhere."""

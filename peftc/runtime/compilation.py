@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from peftc.analyse import Analysis, analyse
-from peftc.capture import capture
+from peftc.capture import capture, unread_attention
 from peftc.capture.examples import example_arguments
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
+from peftc.errors import NoMatchError, UnknownPartError
 from peftc.graphs.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
@@ -70,7 +71,12 @@ def look(
     """
     call, mode, (program, constants, records) = capture_example(model, example_inputs, passes)
     analysis = analyse(program.graph, model)
-    plan = make_plan(bounds, analysis, model, defaults, budget)
+    try:
+        plan = make_plan(bounds, analysis, model, defaults, budget)
+    except (UnknownPartError, NoMatchError) as error:
+        if all(site.role != "attention" for site in analysis.sites):
+            error.detail += tuple(f"not read as attention: {miss}" for miss in unread_attention(records))
+        raise
     return Look(analysis, plan, program, call, mode, constants, records, passes)
 
 

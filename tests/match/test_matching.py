@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import peftc
 from peftc.errors import BudgetError, ConflictError, NoMatchError, UnknownPartError
@@ -148,3 +149,48 @@ def test_a_value_of_other_axes_than_a_rule_names_is_a_skip_with_its_reason(bert:
     # Its twin: where the rule names no leading axes, the same site is taken.
     taken = peftc.plan(bert, [{**given, "rule": composite(UPDATE)}], defaults=False)
     assert [each.site.path for each in taken.applications if each.site.part == ""] == ["bert.pooler.dense"]
+
+
+class OneForBoth(nn.Module):
+    """Attention whose keys are its values: one product, without a cast or a turn between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, kv = (each(x).unflatten(-1, (2, 8)).transpose(1, 2) for each in (self.a, self.b))
+        mixed = nn.functional.scaled_dot_product_attention(q, kv, kv)
+        return x + self.c(mixed.transpose(1, 2).flatten(2))
+
+
+def test_one_product_that_is_keys_and_values_is_changed_once() -> None:
+    given = {"x": torch.randn(2, 5, 16)}
+    compiled: Any = peftc.compile(OneForBoth(), ["lora:k,v(rank=2)"], given, defaults=False)
+    plan = compiled.peftc_plan
+    assert [each.site.id for each in plan.applications] == ["b:k"]
+    (skip,) = [each for each in plan.skips if each.site.part == "v"]
+    assert skip.reason == "it is the product of b:k, changed there"
+    both: Any = peftc.compile(
+        OneForBoth(), ["lora:k(rank=2)", "lora:v(rank=3)"], given, defaults=False
+    )  # as asked for, by two rules
+    assert [each.site.id for each in both.peftc_plan.applications] == ["b:k", "b:v"]
+
+
+class Renormalised(OneForBoth):
+    """What looks like attention, but the largest weights alone are summed: no softmax attention can do that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.a(x), self.b(x)
+        weights = (q @ k.transpose(1, 2)).softmax(-1)
+        largest = weights.topk(2, -1).values.sum(-1, keepdim=True)
+        return x + (weights / largest).sort(-1).values @ self.c(x)
+
+
+def test_a_softmax_that_is_not_read_is_named_where_attention_is_wanted() -> None:
+    given = {"x": torch.randn(2, 5, 16)}
+    with pytest.raises(UnknownPartError, match="no part 'q'") as caught:
+        peftc.compile(Renormalised(), ["lora:q"], given, defaults=False)
+    (told,) = caught.value.detail
+    assert told.startswith("not read as attention: softmax in the model itself: ")
+    assert "not read as attention" in str(caught.value)
