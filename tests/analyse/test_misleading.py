@@ -30,11 +30,12 @@ def linears(model: nn.Module, given: dict[str, Any] | None = None) -> Sites:
 
 
 def heads(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (HEADS, -1))
+    return split.transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    gathered = functional.scaled_dot_product_attention(*map(heads, (q, k, v)))
+    gathered = functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
     return gathered.transpose(1, 2).flatten(2)
 
 

@@ -24,7 +24,8 @@ class OneByOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, other = x.reshape(-1, D), self.last(x).flatten(0, 1)
         made = rows + self.down(self.up(self.norm(rows)).relu()) * other
-        return self.last(made.view(x.shape))
+        out: Tensor = self.last(made.view(x.shape))
+        return out
 
 
 class Sorted(OneByOne):
@@ -32,14 +33,16 @@ class Sorted(OneByOne):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.up(self.norm(x.reshape(-1, D)))
-        return self.down(rows[rows.sum(1).argsort()]).view(x.shape)
+        out: Tensor = self.down(rows[rows.sum(1).argsort()])
+        return out.view(x.shape)
 
 
 class Mixed(OneByOne):
     """The same, but a softmax over all rows mixes them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.reshape(-1, D)).softmax(0).view(x.shape)
+        rows: Tensor = self.norm(x.reshape(-1, D))
+        return rows.softmax(0).view(x.shape)
 
 
 class Kept(OneByOne):

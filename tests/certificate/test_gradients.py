@@ -29,7 +29,8 @@ class Uneven(nn.Module):
         self.loud, self.quiet = nn.Linear(6, 6), nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return LOUD * self.loud(x) + QUIET * torch.tanh(self.quiet(x))
+        loud: Tensor = self.loud(x)
+        return LOUD * loud + QUIET * torch.tanh(self.quiet(x))
 
 
 def halved(x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Failing(nn.Module):
         self.inner, self.whole = nn.Linear(6, 6), whole
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.inner(x)
+        out: Tensor = self.inner(x)
         if not self.whole:
             return out.detach()
         out.register_hook(raising)

@@ -161,7 +161,8 @@ class OneForBoth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, kv = (each(x).unflatten(-1, (2, 8)).transpose(1, 2) for each in (self.a, self.b))
         mixed = nn.functional.scaled_dot_product_attention(q, kv, kv)
-        return x + self.c(mixed.transpose(1, 2).flatten(2))
+        back: Tensor = self.c(mixed.transpose(1, 2).flatten(2))
+        return x + back
 
 
 def test_one_product_that_is_keys_and_values_is_changed_once() -> None:
@@ -184,7 +185,8 @@ class Renormalised(OneForBoth):
         q, k = self.a(x), self.b(x)
         weights = (q @ k.transpose(1, 2)).softmax(-1)
         largest = weights.topk(2, -1).values.sum(-1, keepdim=True)
-        return x + (weights / largest).sort(-1).values @ self.c(x)
+        values: Tensor = self.c(x)
+        return x + (weights / largest).sort(-1).values @ values
 
 
 def test_a_softmax_that_is_not_read_is_named_where_attention_is_wanted() -> None:
