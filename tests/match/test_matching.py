@@ -186,7 +186,8 @@ class Renormalised(OneForBoth):
         weights = (q @ k.transpose(1, 2)).softmax(-1)
         largest = weights.topk(2, -1).values.sum(-1, keepdim=True)
         values: Tensor = self.c(x)
-        return x + (weights / largest).sort(-1).values @ values
+        by_size: Tensor = (weights / largest).sort(-1).values
+        return x + by_size @ values
 
 
 def test_a_softmax_that_is_not_read_is_named_where_attention_is_wanted() -> None:
