@@ -20,6 +20,7 @@ from peftc.graphs.reading import (
 )
 
 WHOLE = (torch.int64, torch.int32)
+BY_NUMBER = ("numbered_linear", "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class SpellGathers:
     """`weight[ids]` and `index_select(weight, 0, ids)` become `embedding(weight, ids)`, bit for bit.
 
     Left alone: ids that are computed from anything but whole numbers, as those of experts are; those that a model keeps,
-    as it does for its biases by distance; and those that may be below 0, which indexing counts from the last row.
+    as it does for its biases by distance; biases of experts; and those that may be below 0, which indexing counts from the
+    last row.
     """
 
     optional: ClassVar[bool] = True
@@ -61,7 +63,14 @@ def ids_of(node: fx.Node) -> fx.Node | None:
     table = node.args[0]
     if not isinstance(table, fx.Node) or not is_parameter(table) or value(table).dim() != 2:
         return None
-    return ids if all(is_whole(each) for each in ancestors(ids)) else None
+    return ids if not is_experts_bias(node) and all(is_whole(each) for each in ancestors(ids)) else None
+
+
+def is_experts_bias(rows: fx.Node) -> bool:
+    """Whether rows are only added to what several matrices make, of which a number picks one for each row."""
+    return bool(rows.users) and all(
+        is_call(user, "add") and any(is_call(each, *BY_NUMBER) for each in user.args) for user in rows.users
+    )
 
 
 def is_whole(node: fx.Node) -> bool:

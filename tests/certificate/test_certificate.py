@@ -24,8 +24,14 @@ from tests.models import bert, llama, tokens
 RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
 
 
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("make", [bert, llama])
+SOUND = [
+    pytest.param(make, rules, id=f"{make.__name__}-{name}", marks=pytest.mark.slow if name == "all" else ())
+    for make in (bert, llama)
+    for name, rules in RULES.items()
+]
+
+
+@pytest.mark.parametrize(("make", "rules"), SOUND)
 def test_sound_modules_pass(make: Callable[..., Any], rules: list[str]) -> None:
     certificate = peftc.check(peftc.compile(make(), rules))
     assert certificate.passed, str(certificate)

@@ -44,7 +44,7 @@ def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pyt
     assert "before: the model itself differs" in finding.detail
 
 
-@pytest.mark.parametrize("name", ["t5", "whisper"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("whisper", marks=pytest.mark.slow)])
 def test_a_decoder_behind_an_encoder_goes_on_from_its_cache(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,7 @@ def test_it_is_folded_saved_and_generates(tmp_path: Path) -> None:
     ids, mask = tokens(), padding(left=True)
     want = compiled(ids, attention_mask=mask).logits.detach()
     with torch.no_grad():
-        torch.testing.assert_close(compiled(ids, attention_mask=mask).logits, want, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(compiled(ids, attention_mask=mask).logits, want, atol=5e-6, rtol=5e-6)
         settings = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
         got = compiled.generate(input_ids=ids * mask, **settings)
         assert torch.equal(got, compiled.generate(input_ids=ids * mask, use_cache=False, **settings))

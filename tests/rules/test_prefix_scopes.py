@@ -134,7 +134,7 @@ def test_the_written_out_attention(name: str, spec: str, scopes: set[str]) -> No
         assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["bart", "t5"])
+@pytest.mark.parametrize("name", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
 def test_generation_reads_each_of_them(name: str) -> None:
     """Token by token with caches, as one forward says: the encoder apart, keys across taken from the cache."""
     model = entry(name).model()

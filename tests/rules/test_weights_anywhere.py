@@ -225,7 +225,7 @@ def test_an_update_of_a_tied_head_leaves_the_table_alone(make: Any) -> None:
         states = [
             each(input_ids=ids, output_hidden_states=True).hidden_states[-1] for each in (compiled, model)
         ]
-    assert torch.equal(*states)
+    torch.testing.assert_close(*states, atol=1e-5, rtol=1e-5)  # of a product that is spelled in another way
 
 
 def test_parts_of_one_weight_that_do_not_overlap_merge() -> None:

@@ -77,7 +77,7 @@ def generator() -> str:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the code generator's own
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize("make", [bert, pytest.param(llama, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_torch_compile_agrees_with_eager(make: Callable[..., Any], train: bool) -> None:
     model = make(num_hidden_layers=1)  # generated code takes long to compile; the dropout test below has two

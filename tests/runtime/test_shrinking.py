@@ -41,7 +41,11 @@ def cut(compiled: Any) -> dict[str, Tensor]:
     return left
 
 
-@pytest.mark.parametrize("make", [llama, bert, t5, conv], ids=["decoder", "encoder", "both", "fused"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(llama, marks=pytest.mark.slow), bert, t5, conv],
+    ids=["decoder", "encoder", "both", "fused"],
+)
 def test_matrices_have_their_live_ranks_and_compute_the_same(make: Callable[[], Any]) -> None:
     model = make().double()
     call = call_of(model)
