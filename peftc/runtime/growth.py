@@ -4,7 +4,7 @@ call's program is looked up. Tells by a cache whether the rows are in it already
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from peftc.errors import ProgramError
 from peftc.lang.roles import ROLES
 from peftc.match.growing import rows_by_part
 from peftc.match.plan import Plan
+from peftc.runtime.filler import filler_of
 
 UNTRAINED = -100  # what torch's losses leave out
 SOURCE, TARGET = "source", "target"
@@ -59,8 +60,8 @@ class Growth:
             arguments: what it was given, by name.
 
         Raises:
-            ProgramError: an argument comes with the tokens and it cannot be told what it is for the rows in front, or
-                the model has no places for so many tokens.
+            ProgramError: an argument comes with the tokens and it cannot be told what it is for the rows in front, the
+                model has no places for so many tokens, or the call has a cache of a fixed length.
         """
         inside = self.parts_in(path)
         both = TARGET in inside and any(name.startswith("decoder_") for name in names)
@@ -75,6 +76,8 @@ class Growth:
             cached = TARGET if TARGET in inside else SOURCE
             past = length_in_cache(arguments) if part == cached else 0
             if part in inside:
+                if part == cached:
+                    refuse_fixed_cache(arguments, rows)
                 side = Side(part, rows, self.filler, self.places.get(part), own, past)
                 grown |= side.grown()
                 continued |= bool(past)
@@ -260,6 +263,16 @@ def length_in_cache(arguments: Mapping[str, Any]) -> int:
     return 0
 
 
+def refuse_fixed_cache(arguments: Mapping[str, Any], rows: int) -> None:
+    """Raise if a call comes with a cache of a fixed length: it is made, with its masks, for the text without the rows."""
+    for value in arguments.values():
+        if hasattr(value, "get_seq_length") and getattr(value, "is_compileable", False):
+            raise ProgramError(
+                f"{rows} rows go in front of what the model reads, and a {type(value).__name__} has room for the text alone",
+                hint="take a cache that grows with the text, as generate() does unless it is told otherwise",
+            )
+
+
 def unknown(name: str, rows: int, hint: str) -> ProgramError:
     """What is said of an argument that cannot be grown."""
     return ProgramError(
@@ -285,25 +298,3 @@ def growth_of(plan: Plan, root: nn.Module) -> Growth:
             if count := site.sizes.get("places"):
                 places[site.part] = min(count, places.get(site.part, count))
     return Growth(rows, paths, places, filler_of(root))
-
-
-def filler_of(root: nn.Module) -> int:
-    """The least token id that a model gives no meaning of its own: neither padding nor a mark."""
-    special = {module.padding_idx for module in root.modules() if isinstance(module, nn.Embedding)}
-    config = getattr(root, "config", None)
-    if config is not None:
-        special |= set(marks(config.to_dict()))
-    return next(number for number in range(len(special) + 1) if number not in special)
-
-
-def marks(settings: Mapping[str, Any]) -> Iterator[int]:
-    """Every id of a token that a config names, in whatever part of it."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from marks({str(key): item for key, item in value.items()})
-        elif "token" in name or name.endswith("_id"):
-            yield from (
-                each
-                for each in (value if isinstance(value, (list, tuple)) else (value,))
-                if isinstance(each, int)
-            )

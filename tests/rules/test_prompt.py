@@ -426,6 +426,16 @@ def test_too_many_tokens_for_the_table_of_places() -> None:
             compiled(tokens(length=25 - ROWS))
 
 
+def test_a_cache_of_a_fixed_length_is_refused() -> None:
+    _, compiled = made("llama")
+    with pytest.raises(
+        ProgramError, match=f"{ROWS} rows go in front .* StaticCache has room for the text alone"
+    ):
+        compiled.generate(input_ids=tokens(), max_new_tokens=2, cache_implementation="static")
+    with compiled.disable_adapter():
+        compiled.generate(input_ids=tokens(), max_new_tokens=2, cache_implementation="static")
+
+
 def test_what_is_not_known_of_the_tokens_is_refused() -> None:
     class Tagged(nn.Module):
         def __init__(self) -> None:
