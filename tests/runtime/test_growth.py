@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from peftc.errors import ProgramError
-from peftc.runtime.growth import SOURCE, TARGET, UNTRAINED, Growth, filler_of
+from peftc.runtime.filler import filler_of
+from peftc.runtime.growth import SOURCE, TARGET, UNTRAINED, Growth
 from tests.models import bert
 
 ROWS, FILLER = 2, 7
