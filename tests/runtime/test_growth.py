@@ -126,6 +126,12 @@ def test_an_encoder_and_a_decoder() -> None:
     assert found["input_ids"].shape == (2, 2)
 
 
+def test_one_target_for_each_of_as_many_texts_as_a_text_has_tokens() -> None:
+    labels = torch.tensor([1, 0, 2])
+    found = grown(ONE, "", input_ids=torch.ones(3, 3, dtype=torch.long), labels=labels)
+    assert torch.equal(found["labels"], labels)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
