@@ -35,8 +35,15 @@ def is_crossed(core: AttentionCore, projections: Mapping[fx.Node, Projection]) -
 
 def is_of_tokens(node: fx.Node) -> bool:
     """Whether a node computes numbers for each of some tokens: [batch seq d], or with more axes."""
-    held = is_tensor(node) and node.op == "call_function"
-    return held and value(node).dim() > 2 and value(node).dtype.is_floating_point
+    if not is_tensor(node) or not value(node).dtype.is_floating_point:
+        return False
+    # Of what a call gives, tokens that are embedded already: masks and caches have more axes.
+    return value(node).dim() > 2 if node.op == "call_function" else given(node)
+
+
+def given(node: fx.Node) -> bool:
+    """Whether a call gives embedded tokens here, [batch seq d]."""
+    return node.op == "placeholder" and value(node).dim() == 3
 
 
 class Scopes:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from peftc.capture.heads import flat_heads
 from peftc.graphs.operations import capped_attention
 from peftc.graphs.reading import (
     MODULES,
@@ -21,7 +22,8 @@ from peftc.graphs.reading import (
     value,
 )
 
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def attention_call(
@@ -71,21 +73,28 @@ class SpellAttention:
 
 
 def give_heads(node: fx.Node) -> None:
-    """Let an attention [batch places width] be one of a single head."""
-    lift, drop = torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dim
+    """Give an attention [batch places width] an axis for its heads: those that lie flat in the batch, or one.
+
+    A mask [1 places places] is one for all of them.
+    """
+    heads = flat_heads(node.args[0])  # type: ignore[arg-type]
+    drop: Any = (aten.squeeze.dim, 1) if heads is None else (aten.flatten.using_ints, 0, 1)
     mask = argument(node, "attn_mask")
     operands: Any = node.args[:3]
     lifted: list[Any] = [*operands, *([mask] if is_tensor(mask) and value(mask).dim() == 3 else [])]
     for operand in dict.fromkeys(lifted):
+        single = heads is None or (operand is mask and shape(operand)[0] == 1)
+        lift: Any = (aten.unsqueeze.default, 1) if single else (aten.unflatten.int, 0, [-1, heads])
         with node.graph.inserting_before(node):
-            new = node.graph.call_function(lift, (operand, 1))
-        new.meta = {"val": lift(value(operand), 1), MODULES: module_stack(node)}
+            new = node.graph.call_function(lift[0], (operand, *lift[1:]))
+        new.meta = {"val": lift[0](value(operand), *lift[1:]), MODULES: module_stack(node)}
         node.replace_input_with(operand, new)
     with node.graph.inserting_after(node):
-        result = node.graph.call_function(drop, (node, 1))
+        result = node.graph.call_function(drop[0], (node, *drop[1:]))
     result.meta = {**node.meta}
     node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
-    node.meta["val"] = lift(value(node), 1)
+    seen = value(node)
+    node.meta["val"] = seen.unsqueeze(1) if heads is None else seen.unflatten(0, [-1, heads])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ def example_arguments(model: nn.Module, given: Mapping[str, Any] | None) -> dict
         CaptureError: none were given, and the model does not say what it takes.
     """
     if given is not None:
+        if not isinstance(given, Mapping):
+            raise CaptureError(
+                f"example inputs are a mapping of forward's arguments by name, not a {type(given).__name__}",
+                hint=f"forward takes {', '.join(inspect.signature(model.forward).parameters)}",
+            )
         return dict(given)
     name = getattr(model, "main_input_name", None)
     config = getattr(model, "config", None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.capture.attention import attention_call
+from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat
 from peftc.graphs.reading import (
     CONSTANT,
     MODULES,
@@ -30,7 +31,6 @@ from peftc.passes import PassResult
 
 aten = torch.ops.aten
 PRODUCTS = ("matmul", "bmm", "baddbmm")
-LAYOUT = ("view", "reshape", "_unsafe_view")
 SAME = ("to", "type_as", "_to_copy", "contiguous", "clone", "alias", "float", "detach")
 HIDES = -1e4  # a score at or below this is of a key that is not seen
 
@@ -212,25 +212,9 @@ def operands(product: fx.Node) -> tuple[fx.Node, fx.Node]:
     return left, right
 
 
-def source_of_flat(node: fx.Node) -> fx.Node | None:
-    """x [batch heads length width] of which a node [batch·heads length width] is the flat form, or None."""
-    after = value(node)
-    current = node
-    while is_call(current, *LAYOUT, "contiguous", "clone"):
-        current = current.args[0]  # type: ignore[assignment]
-        before = value(current)
-        if before.dim() == 4:
-            flat = (str(before.shape[0] * before.shape[1]), str(before.shape[2]), str(before.shape[3]))
-            return current if flat == tuple(map(str, after.shape)) else None
-    return None
-
-
 def heads_in_batch(product: fx.Node, query: fx.Node) -> int | None:
     """Number of heads that lie flat in the batch; 0 for none, None where there is one head and no axis for it."""
-    if value(product).dim() == 4:
-        return 0
-    source = source_of_flat(query)
-    return None if source is None else shape(source)[1]
+    return 0 if value(product).dim() == 4 else flat_heads(query)
 
 
 class Maker:

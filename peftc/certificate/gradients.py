@@ -101,6 +101,8 @@ def captured_gradients(subject: Subject) -> Finding:
         for n, p in subject.compiled.named_parameters()
         if n in own and n not in trained and p.is_floating_point()
     }
+    if not mine:
+        return none(name, "every weight of the model trains, and none is as it came")
     with wanting_gradients([*mine.values(), *own.values()]):
         loss_of(subject.plain, subject.arguments).backward()
         with subject.compiled.disable_adapter():

@@ -14,6 +14,7 @@ import peftc
 from peftc.analyse import analyse
 from peftc.lang.roles import ROLES
 from peftc.runtime import capture_example
+from tests.models import randomise
 
 WIDTH, HEADS = 12, 3
 GIVEN = {"x": torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))}
@@ -238,3 +239,48 @@ def test_a_block_promises_no_port_that_it_has_not() -> None:
     (first, last) = [each for each in analyse(program.graph, model).located if each.site.role == "block"]
     promised = {name for name, port in ROLES["block"].ports.items() if not port.optional}
     assert all(promised <= set(use.ports) for each in (first, last) for use in each.uses)
+
+
+class Attending(nn.Module):
+    """torch's own attention: with weights asked for it lays heads beside the batch, behind the tokens."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.m = nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first)
+
+    def forward(self, x: Tensor, need: bool = True) -> Tensor:
+        out: Tensor = self.m(x, x, x, need_weights=need)[0]
+        return x + out
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need", [True, False])
+def test_heads_beside_the_batch_are_heads(batch_first: bool, need: bool) -> None:
+    model = Attending(batch_first).eval()
+    given = {**GIVEN, "need": need}
+    (core,) = [site for site in peftc.sites(model, given) if site.role == "attention"]
+    assert (core.sizes["heads"], core.sizes["head_dim"]) == (HEADS, WIDTH // HEADS)
+    compiled: Any = peftc.compile(model, ["prefix:3", "lora:q,v(rank=2)"], given, defaults=False).eval()
+    randomise(compiled)
+    with torch.no_grad():
+        one, other = (compiled(GIVEN["x"], need=each) for each in (True, False))
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+        assert (one - model(**given)).abs().max() > 1e-2
+    assert peftc.check(compiled, given).passed
+
+
+class OneSequence(nn.Module):
+    """Keys and values of widths of their own, projected from the tokens that a call gives: still one sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.MultiheadAttention(WIDTH, HEADS, kdim=8, vdim=10, batch_first=True)
+        self.k, self.v = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.m(x, self.k(x), self.v(x), need_weights=False)[0]
+        return x + out
+
+
+def test_tokens_that_a_call_gives_are_one_sequence() -> None:
+    assert {site.scope for site in peftc.sites(OneSequence(), GIVEN)} == {""}

@@ -242,3 +242,16 @@ def test_a_graph_that_breaks_under_the_tracer_is_named(monkeypatch: pytest.Monke
 
     finding = named(broken(monkeypatch, mend, ["lora:q,v"]), properties.traced)
     assert finding.verdict == "fail"
+
+
+def test_a_model_all_of_whose_weights_train_is_examined() -> None:
+    certificate = peftc.check(peftc.compile(bert(), ["full"], defaults=False))
+    assert certificate.passed, str(certificate)
+    (finding,) = [each for each in certificate.findings if each.name == "captured gradients"]
+    assert finding.verdict == "not applicable"
+
+
+def test_example_inputs_without_names_are_refused() -> None:
+    with pytest.raises(CaptureError, match="a mapping of forward's arguments by name, not a tuple") as caught:
+        peftc.sites(bert(), (tokens(),))  # type: ignore[arg-type]
+    assert "input_ids" in str(caught.value.hint)
