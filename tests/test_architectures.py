@@ -68,6 +68,13 @@ def test_parts_of_projections(model_type: str, want: dict[str, str]) -> None:
     assert {name: found[name] for name in want} == {name: set(said.split()) for name, said in want.items()}
 
 
+@pytest.mark.parametrize("model_type", quick(THE_57))
+def test_every_site_has_an_id_of_its_own(model_type: str) -> None:
+    model = entry(model_type).model()
+    ids = [site.id for site in peftc.sites(model, inputs(model))]
+    assert len(set(ids)) == len(ids)
+
+
 def test_a_scan_is_no_feed_forward_network() -> None:
     assert parts("mamba") == {
         "in_proj": {"other"},

@@ -58,9 +58,16 @@ class Site:
 
     @property
     def id(self) -> str:
-        """Stable name: module path, the weight's own name where that is needed, role and part."""
+        """Stable name: module path, the weight's own name where that is needed, role and part.
+
+        A part that is called as another role is, as that of a residual sum behind an attention, has its own role in front;
+        but for linear maps, which have nothing but their parts.
+        """
         path = ".".join(part for part in (self.path, self.name) if part)
-        return f"{path or '.'}:{self.part or (OTHER if self.role == 'linear' else self.role)}"
+        if self.role == "linear":
+            return f"{path or '.'}:{self.part or OTHER}"
+        role = f"{self.role}." if self.part in ROLES and self.part != self.role else ""
+        return f"{path or '.'}:{role}{self.part or self.role}"
 
 
 @dataclass(frozen=True)
