@@ -31,6 +31,7 @@ class Site:
         window: how many keys back a query of an attention sees at most, with the one of its own place; 0 for all.
         name: what tells its weight apart from others of its module that play the same part; else nothing.
         factor: the number that what is read of its weight is multiplied by before it comes out.
+        also: parts that its weight plays elsewhere in the model: who asks for one of them asks for this site.
         computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
     """
 
@@ -50,6 +51,7 @@ class Site:
     window: int = 0
     factor: float = 1.0
     computed: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""

@@ -480,7 +480,19 @@ def one_part_each(found: list[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
         if all(each == own for each in by_node.values()):
             yield site, use
         elif own[0] == site.part:
-            yield replace(site, part=first), use
+            others = dict.fromkeys(
+                part for each in by_node.values() for part in each if part and part != first
+            )
+            yield (
+                replace(site, part=first, also=tuple(others), evidence=also_said(site.evidence, others)),
+                use,
+            )
+
+
+def also_said(evidence: str, others: Iterable[str]) -> str:
+    """The evidence of a site, with the parts that its weight plays elsewhere."""
+    said = ", ".join(others)
+    return f"{evidence}; elsewhere {said}" if said else evidence
 
 
 def told_apart(found: Iterator[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:

@@ -192,7 +192,8 @@ class Matcher:
         if left is not None and left.gone:
             return "its gate was 0, and it was taken out"
         parts = bound.parts_of(section)
-        if parts and not any(selector.accepts(site.role, site.part, site.scope) for selector in parts):
+        played = (site.part, *site.also)
+        if parts and not any(each.accepts(site.role, part, site.scope) for each in parts for part in played):
             said = ", ".join(selector.text for selector in parts)
             return f"part {site.part or OTHER} is not among {said}"
         if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
@@ -321,7 +322,11 @@ class Matcher:
         """Raise if the user named a part that no site of the model has, even when another one matched."""
         sites = [site for site in self.analysis.sites if site.role in bound.roles]
         for selector in bound.parts:
-            if any(selector.accepts(site.role, site.part, site.scope) for site in sites):
+            if any(
+                selector.accepts(site.role, part, site.scope)
+                for site in sites
+                for part in (site.part, *site.also)
+            ):
                 continue
             named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
             there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})

@@ -197,3 +197,33 @@ def test_a_softmax_that_is_not_read_is_named_where_attention_is_wanted() -> None
     (told,) = caught.value.detail
     assert told.startswith("not read as attention: softmax in the model itself: ")
     assert "not read as attention" in str(caught.value)
+
+
+class OneMapTwice(OneForBoth):
+    """One linear map makes the queries, and again the keys, of other values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            each.unflatten(-1, (2, 8)).transpose(1, 2) for each in (self.a(x), self.a(x.tanh()), self.b(x))
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        back: Tensor = self.c(mixed.transpose(1, 2).flatten(2))
+        return x + back
+
+
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_a_map_that_plays_two_parts_is_found_by_either(part: str) -> None:
+    given = {"x": torch.randn(2, 5, 16)}
+    model = OneMapTwice()
+    (site,) = [each for each in peftc.sites(model, given) if each.path == "a" and each.role == "linear"]
+    assert (site.part, site.also) == ("q", ("k",))
+    assert site.evidence.endswith("; elsewhere k")
+    compiled: Any = peftc.compile(model, [f"lora:{part}(rank=2)"], given, defaults=False)
+    (application,) = compiled.peftc_plan.applications
+    assert application.site.id == "a:q"
+    for parameter in compiled.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        got, merged = compiled(**given), compiled.merge_and_unload()(**given)
+    torch.testing.assert_close(got, merged, atol=1e-5, rtol=1e-5)
