@@ -24,8 +24,11 @@ from tests.models import bert, llama, tokens
 RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
 
 
+QUICK = ((bert, "lora"), (bert, "prefix"), (llama, "prefix"))
 SOUND = [
-    pytest.param(make, rules, id=f"{make.__name__}-{name}", marks=pytest.mark.slow if name == "all" else ())
+    pytest.param(
+        make, rules, id=f"{make.__name__}-{name}", marks=() if (make, name) in QUICK else pytest.mark.slow
+    )
     for make in (bert, llama)
     for name, rules in RULES.items()
 ]
