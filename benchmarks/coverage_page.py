@@ -49,11 +49,9 @@ def measured_with(kept: Mapping[str, Any]) -> Iterator[str]:
     """Of which states of the code the rows are."""
     from benchmarks.coverage import state
 
-    old = sum(row.get("code") != state() for row in kept.values())
-    yield (
-        f"{len(kept) - old} of {len(kept)} rows were measured with the compiler and the rules that this page was written with"
-        + (f" (digest `{state()}`), {old} with earlier ones." if old else f" (digest `{state()}`).")
-    )
+    counted = Counter(row.get("code", "unknown") for row in kept.values())
+    said = ", ".join(f"`{code}` ({number})" for code, number in counted.most_common())
+    yield f"The compiler, the rules and the zoo have the digest `{state()}` now; rows were measured with {said}."
     yield ""
 
 
