@@ -9,9 +9,9 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, POINTWISE
 from peftc.analyse.projections import Projection
-from peftc.graphs.reading import ancestors, is_call, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import BY_NUMBER, ancestors, is_call, is_tensor, operator_name, shape, value
 
-GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback", "numbered_linear", "bmm", "baddbmm")
+GROUPED = (*BY_NUMBER, "bmm", "baddbmm")
 ON_THE_WAY = (
     MOVES
     | POINTWISE

@@ -10,9 +10,8 @@ from torch import fx
 
 from peftc.analyse.matrices import Matrix, bias_of, matrix_of, stack_of
 from peftc.analyse.site import Routing
-from peftc.graphs.reading import is_call, is_tensor, shape
+from peftc.graphs.reading import SORTED, is_call, is_tensor, shape
 
-SORTED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
 BATCHED = ("bmm", "baddbmm", "matmul")
 
 

@@ -37,13 +37,10 @@ def is_of_tokens(node: fx.Node) -> bool:
     """Whether a node computes numbers for each of some tokens: [batch seq d], or with more axes."""
     if not is_tensor(node) or not value(node).dtype.is_floating_point:
         return False
-    # Of what a call gives, tokens that are embedded already: masks and caches have more axes.
-    return value(node).dim() > 2 if node.op == "call_function" else given(node)
-
-
-def given(node: fx.Node) -> bool:
-    """Whether a call gives embedded tokens here, [batch seq d]."""
-    return node.op == "placeholder" and value(node).dim() == 3
+    axes: int = value(node).dim()
+    if node.op == "placeholder":  # tokens that are embedded already: masks and caches have more axes
+        return axes == 3
+    return node.op == "call_function" and axes > 2
 
 
 class Scopes:

@@ -78,23 +78,24 @@ def give_heads(node: fx.Node) -> None:
     A mask [1 places places] is one for all of them.
     """
     heads = flat_heads(node.args[0])  # type: ignore[arg-type]
+    one: Any = (aten.unsqueeze.default, 1)
+    own: Any = one if heads is None else (aten.unflatten.int, 0, [-1, heads])
     drop: Any = (aten.squeeze.dim, 1) if heads is None else (aten.flatten.using_ints, 0, 1)
     mask = argument(node, "attn_mask")
     operands: Any = node.args[:3]
     lifted: list[Any] = [*operands, *([mask] if is_tensor(mask) and value(mask).dim() == 3 else [])]
     for operand in dict.fromkeys(lifted):
-        single = heads is None or (operand is mask and shape(operand)[0] == 1)
-        lift: Any = (aten.unsqueeze.default, 1) if single else (aten.unflatten.int, 0, [-1, heads])
+        lift, *how = one if operand is mask and shape(operand)[0] == 1 else own
         with node.graph.inserting_before(node):
-            new = node.graph.call_function(lift[0], (operand, *lift[1:]))
-        new.meta = {"val": lift[0](value(operand), *lift[1:]), MODULES: module_stack(node)}
+            new = node.graph.call_function(lift, (operand, *how))
+        new.meta = {"val": lift(value(operand), *how), MODULES: module_stack(node)}
         node.replace_input_with(operand, new)
     with node.graph.inserting_after(node):
         result = node.graph.call_function(drop[0], (node, *drop[1:]))
     result.meta = {**node.meta}
     node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
-    seen = value(node)
-    node.meta["val"] = seen.unsqueeze(1) if heads is None else seen.unflatten(0, [-1, heads])
+    lift, *how = own
+    node.meta["val"] = lift(value(node), *how)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from peftc.graphs.reading import argument, is_call, is_tensor, operator_name, value
+from peftc.graphs.reading import argument, is_call, is_pointwise, is_tensor, operator_name, value
 
 VIEWS = ("view", "reshape", "flatten", "unflatten", "_unsafe_view")
 NORMS = ("layer_norm", "rms_norm")
@@ -82,7 +80,8 @@ class Region:
         for node in self.inside:
             rows = node.all_input_nodes[:1] if is_call(node, "linear", *NORMS) else node.all_input_nodes
             for read in rows:
-                if is_tensor(read) and value(read).dim() > 1 and read not in {**self.entries, **self.inside}:
+                known = read in self.entries or read in self.inside
+                if not known and is_tensor(read) and value(read).dim() > 1:
                     yield read
 
     def unfold(self, graph: fx.Graph) -> None:
@@ -142,6 +141,4 @@ def works_by_row(node: fx.Node) -> bool:
         return False
     if is_call(node, *NORMS):
         return len(argument(node, "normalized_shape", ())) == 1
-    if operator_name(node) in ELEMENTWISE or operator_name(node) == "linear":
-        return True
-    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    return operator_name(node) in ELEMENTWISE or is_call(node, "linear") or is_pointwise(node)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from peftc.graphs.reading import (
+    BY_NUMBER,
     MODULES,
     ancestors,
     argument,
@@ -20,7 +21,6 @@ from peftc.graphs.reading import (
 )
 
 WHOLE = (torch.int64, torch.int32)
-BY_NUMBER = ("numbered_linear", "grouped_mm", "_grouped_mm", "grouped_mm_fallback")
 
 
 @dataclass(frozen=True)

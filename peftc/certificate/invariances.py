@@ -48,8 +48,8 @@ def padded_apart(subject: Subject, side: str, module: nn.Module) -> float:
     """How far outputs at tokens are from those without any padding, behind them or before."""
     short = subject.of_size(2, 6)
     both = "decoder_input_ids" in short
-    short = dict(short) if both else {"input_ids": short["input_ids"]}
     ids = short["input_ids"]
+    short = short if both else {"input_ids": ids}
     ones, more = torch.ones_like(ids), ids[:, :PADDING]
     texts, masks = [ids, more], [ones, 0 * ones[:, :PADDING]]
     at = slice(0, ids.shape[1])

@@ -16,6 +16,11 @@ CONSTANT = (
 )
 ADDED = "peftc_added"  # meta of calls that a rule added: (rule, site)
 
+SORTED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
+"""Products of rows that are sorted by which of several matrices each is multiplied with."""
+BY_NUMBER = (*SORTED, "numbered_linear")
+"""The same, and those of rows that each have the number of their matrix."""
+
 UNKNOWN_SIZE = 29  # stands for a size that only the data tells
 DYNAMIC_SIZE = 9223372036854775807  # what ATen writes for "to the end" in a slice
 

@@ -16,7 +16,18 @@ from torch import fx, nn
 from peftc.analyse import Analysis, Site
 from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
 from peftc.graphs.reading import shape
-from peftc.lang import ANY, Bound, Constant, Section, is_on, lift_problem, show, signature, unmet
+from peftc.lang import (
+    ANY,
+    Bound,
+    Constant,
+    PartSelector,
+    Section,
+    is_on,
+    lift_problem,
+    show,
+    signature,
+    unmet,
+)
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
@@ -119,6 +130,11 @@ def refuse_runaway(plan: Plan, budget: int) -> None:
         )
 
 
+def asks_for(selector: PartSelector, site: Site) -> bool:
+    """Whether a selector means a site, by any of the parts that its weight plays."""
+    return any(selector.accepts(site.role, part, site.scope) for part in (site.part, *site.also))
+
+
 class Matcher:
     """Goes through rules in order and gathers applications and skips."""
 
@@ -173,12 +189,18 @@ class Matcher:
 
     def done_as(self, by: tuple[str, int], site: Site) -> str | None:
         """Why a section has acted here under another part's name, or None: one product may be keys and values at once."""
+        if site.role not in WEIGHTED:
+            return None
+        own = (site.role, site.path, site.weights["W"], site.rows)
         for each in self.applications:
             other = each.site
-            if (each.rule, each.section) == by and site.role in WEIGHTED and other.role == site.role:
-                one, two = ((s.path, s.weights["W"], s.rows) for s in (other, site))
-                if one == two:
-                    return f"it is the product of {other.id}, changed there"
+            if (each.rule, each.section) == by and own == (
+                other.role,
+                other.path,
+                other.weights.get("W"),
+                other.rows,
+            ):
+                return f"it is the product of {other.id}, changed there"
         return None
 
     def applied(self, bound: Bound, number: int) -> bool:
@@ -192,8 +214,7 @@ class Matcher:
         if left is not None and left.gone:
             return "its gate was 0, and it was taken out"
         parts = bound.parts_of(section)
-        played = (site.part, *site.also)
-        if parts and not any(each.accepts(site.role, part, site.scope) for each in parts for part in played):
+        if parts and not any(asks_for(selector, site) for selector in parts):
             said = ", ".join(selector.text for selector in parts)
             return f"part {site.part or OTHER} is not among {said}"
         if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
@@ -322,11 +343,7 @@ class Matcher:
         """Raise if the user named a part that no site of the model has, even when another one matched."""
         sites = [site for site in self.analysis.sites if site.role in bound.roles]
         for selector in bound.parts:
-            if any(
-                selector.accepts(site.role, part, site.scope)
-                for site in sites
-                for part in (site.part, *site.also)
-            ):
+            if any(asks_for(selector, site) for site in sites):
                 continue
             named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
             there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})

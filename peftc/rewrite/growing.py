@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -35,15 +35,14 @@ def take_out(graph: fx.Graph, rows: fx.Node, count: int, site: Site) -> fx.Node:
     return real
 
 
-def cut_outputs(graph: fx.Graph, count: int, site: Site, length: int) -> None:
+def cut_outputs(graph: fx.Graph, count: int, site: Site, lengths: Collection[str]) -> None:
     """Let what a graph gives back be as long as what it was given, without the first so many tokens.
 
     What can be given to the next call, as a cache or an encoder's output, stays as it is.
 
     Args:
-        length: how many tokens the input had in the trace.
+        lengths: what the graph calls the number of tokens of the input.
     """
-    lengths = set(token_lengths(graph, site, length))
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     cuts: dict[fx.Node, fx.Node] = {}
 

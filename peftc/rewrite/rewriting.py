@@ -179,19 +179,17 @@ class Rewriter:
         ] = {}  # consumer and channels of such a part → its own input
         self.read: dict[str, fx.Node] = {}
         self.rooms: dict[fx.Node, fx.Node] = {}  # what a model reads → the same without the rows of the room
-        self.fronts: dict[
-            str, int
-        ] = {}  # what the graph calls a number of tokens → the rows of the room among them
+        self.fronts: dict[str, int] = {}  # the graph's name for a number of tokens → rows of the room in it
 
     def make_room(self, located: Located, count: int, *, cut: bool) -> None:
         """Let an input have so many rows in front, which rules are to put there; and cut the outputs, if asked to."""
         for use in located.uses:
             rows = self.moved[use.anchor]
+            lengths = set(token_lengths(self.graph, located.site, shape(use.anchor)[1]))
+            self.fronts |= dict.fromkeys(lengths, count)
             if cut:
-                cut_outputs(self.graph, count, located.site, shape(use.anchor)[1])
+                cut_outputs(self.graph, count, located.site, lengths)
                 cut = False
-            length = shape(use.anchor)[1]
-            self.fronts |= dict.fromkeys(token_lengths(self.graph, located.site, length), count)
             self.rooms[rows] = take_out(self.graph, rows, count, located.site)
 
     def apply(self, bound: Bound, section: Section, application: Application, located: Located) -> None:

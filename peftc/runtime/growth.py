@@ -160,9 +160,7 @@ class Side:
             return self.longer_mask(name, value, length)
         paired = kind == "rows" or (kind == "types" and value.dim() > 2 and value.shape[-1] != length)
         axis = -2 if paired else -1
-        of_texts = kind == "targets" and value.dim() < len(
-            self.tokens or ()
-        )  # one for each, however many there are
+        of_texts = kind == "targets" and value.dim() < len(self.tokens or ())  # one each, however many
         if of_texts or value.dim() < -axis or value.shape[axis] != length:
             return value
         if kind == "places" and self.past:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import fx
+from torch import Tensor, fx
 
 import peftc
 from peftc.certificate.subject import Subject, examined
-from peftc.graphs.reading import is_call
+from peftc.graphs.reading import is_attention, is_call
 from peftc.rewrite import rewrite
 from peftc.runtime import engine as engines
 from tests.models import llama, tokens
@@ -32,6 +32,19 @@ def broken(
 
     monkeypatch.setattr(engines, "rewrite", spoilt)
     return peftc.compile(llama() if model is None else model, rules, given)
+
+
+def masked_by(mask: Callable[[Tensor, Tensor], Tensor], *, last: bool = True) -> Callable[[fx.Graph], None]:
+    """Gives the last attention of a graph another mask, or all of them: one that is made of queries and keys."""
+
+    def mend(graph: fx.Graph) -> None:
+        for node in [each for each in graph.nodes if is_attention(each)][-1 if last else None :]:
+            with graph.inserting_before(node):
+                seen = graph.call_function(mask, node.args[:2])
+            seen.meta = dict(node.meta)
+            node.kwargs = {**node.kwargs, "attn_mask": seen, "is_causal": False}
+
+    return mend
 
 
 def is_not(node: fx.Node) -> Callable[[fx.Node], bool]:

@@ -18,7 +18,7 @@ from peftc.graphs.reading import is_attention, is_call
 from peftc.rewrite import without_adapters
 from peftc.runtime import engine as engines
 from peftc.runtime import merging
-from tests.certificate.breaking import added, broken, named
+from tests.certificate.breaking import added, broken, masked_by, named
 from tests.models import bert, llama, tokens
 
 RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
@@ -90,14 +90,8 @@ def test_a_mask_that_is_off_by_one_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def one_more(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(1)
 
-    def mend(graph: fx.Graph) -> None:
-        for node in [each for each in graph.nodes if is_attention(each)]:
-            with graph.inserting_before(node):
-                mask = graph.call_function(one_more, node.args[:2])
-            mask.meta = dict(node.meta)
-            node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
-
-    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), visibility.visibility)
+    spoilt = broken(monkeypatch, masked_by(one_more, last=False), ["lora:q,v"])
+    finding = named(spoilt, visibility.visibility)
     assert finding.verdict == "fail"
     assert "output 0 sees token 1" in finding.detail
 
@@ -110,14 +104,7 @@ def test_a_prefix_that_some_token_does_not_see_is_named(monkeypatch: pytest.Monk
         seen[2, :3] = False
         return seen
 
-    def mend(graph: fx.Graph) -> None:
-        node = [each for each in graph.nodes if is_attention(each)][-1]
-        with graph.inserting_before(node):
-            mask = graph.call_function(hidden, node.args[:2])
-        mask.meta = dict(node.meta)
-        node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
-
-    finding = named(broken(monkeypatch, mend, ["prefix:3"]), visibility.keys_in_front)
+    finding = named(broken(monkeypatch, masked_by(hidden), ["prefix:3"]), visibility.keys_in_front)
     assert finding.verdict == "fail"
     assert "2 of 16 outputs do not see those of model.layers.1.self_attn" in finding.detail
 

@@ -9,8 +9,8 @@ import peftc
 from peftc.certificate.invariances import decoding, padding
 from peftc.certificate.subject import Subject
 from peftc.graphs.operations import causal_mask
-from peftc.graphs.reading import is_attention, is_call
-from tests.certificate.breaking import broken, is_not, named
+from peftc.graphs.reading import is_call
+from tests.certificate.breaking import broken, is_not, masked_by, named
 from tests.models import llama
 from tests.zoo import entry, inputs
 
@@ -20,13 +20,7 @@ def test_padding_in_front_that_is_seen_is_named(monkeypatch: pytest.MonkeyPatch)
     assert good.verdict == "pass"
     assert "behind or before" in good.detail
 
-    def mend(graph: fx.Graph) -> None:
-        for node in [each for each in graph.nodes if is_attention(each)]:
-            with graph.inserting_before(node):
-                mask = graph.call_function(causal_mask, node.args[:2])
-            mask.meta = dict(node.meta)
-            node.kwargs = {**node.kwargs, "attn_mask": mask, "is_causal": False}
-
+    mend = masked_by(causal_mask, last=False)
     # Nothing that stands behind a text is seen from it: only on the other side does it show that the mask is not read.
     finding = named(broken(monkeypatch, mend, ["lora:q,v"], llama(num_hidden_layers=1)), padding)
     assert finding.verdict == "fail"

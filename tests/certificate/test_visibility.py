@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 import peftc
 from peftc.certificate.visibility import visibility
-from peftc.graphs.reading import is_attention, is_call
-from tests.certificate.breaking import broken, is_not, named
+from peftc.graphs.reading import is_call
+from tests.certificate.breaking import broken, is_not, masked_by, named
 from tests.models import bert, mistral, tokens
 from tests.zoo import entry, inputs
 
@@ -44,19 +44,6 @@ def with_one(query: Tensor, key: Tensor) -> Tensor:
     seen = causal(query, key)
     seen[5, 6 + key.shape[-2] - query.shape[-2]] = True
     return seen
-
-
-def masked_by(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[[fx.Graph], None]:
-    """Gives the last attention of a graph another mask."""
-
-    def mend(graph: fx.Graph) -> None:
-        node = [each for each in graph.nodes if is_attention(each)][-1]
-        with graph.inserting_before(node):
-            seen = graph.call_function(mask, node.args[:2])
-        seen.meta = dict(node.meta)
-        node.kwargs = {**node.kwargs, "attn_mask": seen, "is_causal": False}
-
-    return mend
 
 
 @pytest.mark.parametrize("rule", [f"prefix:{FRONT}", "lora:q,v"])
