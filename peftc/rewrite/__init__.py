@@ -2,6 +2,7 @@
 
 from peftc.rewrite.losses import auxiliary_loss
 from peftc.rewrite.packed import bind
-from peftc.rewrite.rewriting import Folded, rewrite, without_adapters
+from peftc.rewrite.rewriter import Folded
+from peftc.rewrite.rewriting import rewrite, without_adapters
 
 __all__ = ["Folded", "auxiliary_loss", "bind", "rewrite", "without_adapters"]
