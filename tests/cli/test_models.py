@@ -43,6 +43,24 @@ def test_sites(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "attention" in err
 
 
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_ids_are_whole_however_narrow_it_is(
+    folder: str, on_terminal: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "40", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    if on_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, _ = run(["sites", folder, "--json"], capsys)
+    ids = [row["id"] for row in json.loads(out)]
+    assert max(map(len, ids)) > 30
+    _, out, _ = run(["sites", folder], capsys)
+    lines = out.splitlines()[1:]
+    assert [line.split()[0] for line in lines if not line.startswith("  ")] == ids
+    assert (len(lines) == len(ids)) != on_terminal  # a line for each site where programs read it
+    assert (max(map(len, lines)) < 110) == on_terminal
+
+
 def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(["check-model", folder, "lora:q,v", "--json"], capsys)
     assert code == 0
