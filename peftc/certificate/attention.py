@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,24 +55,63 @@ def seen_in(subject: Subject, arguments: Arguments) -> Seen:
     return {}
 
 
-def strangers(subject: Subject, arguments: Arguments) -> tuple[int, int, str]:
-    """How many pairs of query and key the attentions have, how many see or hide what the model does not, and one.
+@dataclass(frozen=True)
+class Compared:
+    """What comparing the attentions of a module with those of its model found.
 
-    Keys and queries in front, which rules put there, are left out.
+    Attributes:
+        pairs: how many pairs of query and key the model's attentions have.
+        wrong: how many of them see or hide what they do not in the model; each that is not compared counts as one.
+        faults: an attention that is not compared, and a pair that is wrong.
+    """
+
+    pairs: int
+    wrong: int
+    faults: tuple[str, ...]
+
+
+def compared(subject: Subject, arguments: Arguments) -> Compared:
+    """Compare what the attentions of a call see, with adapters on, with what they see in the model.
+
+    Keys and queries in front, which rules put there, are left out. Every attention of the model is compared or told of.
     """
     ours = seen_in(subject, arguments)
     with subject.compiled.disable_adapter():
         plain = seen_in(subject, arguments)
-    total, wrong, where = 0, 0, ""
-    for name in ours.keys() & plain.keys():
-        path, want = plain[name]
-        _, got = ours[name]
-        got = got[..., -want.shape[-2] :, -want.shape[-1] :]
-        total += want.numel()
-        if got.shape != want.shape or not bool((different := got != want).any()):
+    partner = partners(plain, ours)
+    lost = [path for name, (path, _) in plain.items() if name not in partner]
+    if not plain:  # no program of the model's own was followed: what it has, its plan tells
+        lost = [site.path for site in subject.plan.sites if site.role == "attention"] if ours else []
+    pairs, wrong, where = 0, len(lost), ""
+    for name, (path, want) in plain.items():
+        pairs += want.numel()
+        if name not in partner:
             continue
-        wrong += int(different.sum())
-        *_, query, key = (int(each) for each in different.nonzero()[0])
-        does = "sees" if bool(got[tuple(different.nonzero()[0])]) else "does not see"
-        where = where or f"at {path} query {query} {does} key {key}, otherwise than in the model"
-    return total, wrong, where
+        _, got = ours[partner[name]]
+        got = got[..., -want.shape[-2] :, -want.shape[-1] :]
+        if got.shape != want.shape:
+            wrong += 1
+            where = where or f"at {path} queries and keys are {list(got.shape)}, not {list(want.shape)}"
+        elif bool((different := got != want).any()):
+            wrong += int(different.sum())
+            *_, query, key = (int(each) for each in different.nonzero()[0])
+            does = "sees" if bool(got[tuple(different.nonzero()[0])]) else "does not see"
+            where = where or f"at {path} query {query} {does} key {key}, otherwise than in the model"
+    told = f"{len(lost)} attentions of the model are not compared, such as that at {lost[0]}" if lost else ""
+    return Compared(pairs, wrong, tuple(each for each in (where, told) if each))
+
+
+def partners(plain: Seen, ours: Seen) -> dict[str, str]:
+    """Name of each of the model's attentions → that of the module's own that is compared with it.
+
+    Those of one name belong together; where a rewrite has renamed some, those that are left of one module do, in order.
+    """
+    found = {name: name for name, (path, _) in plain.items() if name in ours and ours[name][0] == path}
+    left: dict[str, list[str]] = {}
+    for name, (path, _) in ours.items():
+        if name not in found:
+            left.setdefault(path, []).append(name)
+    for name, (path, _) in plain.items():
+        if name not in found and left.get(path):
+            found[name] = left[path].pop(0)
+    return found

@@ -7,7 +7,7 @@ import ast
 import torch
 from torch import Tensor
 
-from peftc.certificate.attention import strangers
+from peftc.certificate.attention import compared
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.subject import Arguments, Subject, run
 from peftc.lang import Section, signature
@@ -32,12 +32,12 @@ def given_text(subject: Subject) -> str | None:
 def visibility(subject: Subject) -> Finding:
     """With adapters on, outputs depend on the tokens, and queries see the keys, that they do in the model; no others."""
     name = "visibility"
-    pairs, strange, at = strangers(subject, short_call(subject))
+    found = compared(subject, short_call(subject))
     tokens = between_tokens(subject)
-    if isinstance(tokens, str) and not pairs:
+    if isinstance(tokens, str) and not (found.pairs or found.wrong):
         return none(name, tokens)
-    said = [f"{pairs} pairs of query and key are as in the model"] if pairs else []
-    wrong, faults = strange, [at] if at else []
+    said = [f"{found.pairs} pairs of query and key are as in the model"] if found.pairs else []
+    wrong, faults = found.wrong, list(found.faults)
     if not isinstance(tokens, str):
         plain, ours = tokens
         allowed, seen = depends(plain), depends(ours)

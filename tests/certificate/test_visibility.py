@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, fx
 
 import peftc
 from peftc.certificate.visibility import visibility
-from peftc.graphs.reading import is_call
+from peftc.graphs.reading import is_attention, is_call
 from tests.certificate.breaking import broken, is_not, masked_by, named
-from tests.models import bert, mistral, tokens
+from tests.models import bert, llama, mistral, tokens
 from tests.zoo import entry, inputs
 
 FRONT = 3
@@ -62,6 +63,48 @@ def test_a_pair_too_many_or_too_few_is_named(
     assert finding.verdict == "fail"
     assert "model.layers.1.self_attn" in finding.detail
     assert told in finding.detail
+
+
+def renamed(graph: fx.Graph) -> None:
+    """Every attention computed by another node, in the place of the one that there was."""
+    for node in [each for each in graph.nodes if is_attention(each)]:
+        with graph.inserting_after(node):
+            other = graph.create_node("call_function", node.target, node.args, node.kwargs, "another")
+        other.meta = dict(node.meta)
+        node.replace_all_uses_with(other)
+        graph.erase_node(node)
+
+
+def test_attentions_that_a_rewrite_renames_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = named(peftc.compile(llama(), ["lora:q,v"]), visibility)
+    same = named(broken(monkeypatch, renamed, ["lora:q,v"]), visibility)
+    assert same == good
+
+    def mend(graph: fx.Graph) -> None:
+        masked_by(without_one)(graph)
+        renamed(graph)
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), visibility)
+    assert finding.verdict == "fail"
+    assert "model.layers.1.self_attn query 5 does not see key 2" in finding.detail
+
+
+def test_an_attention_that_is_not_there_to_be_compared_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **more)
+
+    def mend(graph: fx.Graph) -> None:
+        node = [each for each in graph.nodes if is_attention(each)][-1]
+        with graph.inserting_after(node):
+            other = graph.call_function(same, node.args, dict(node.kwargs))
+        other.meta = dict(node.meta)
+        node.replace_all_uses_with(other)
+        graph.erase_node(node)
+
+    finding = named(broken(monkeypatch, mend, ["lora:q,v"]), visibility)
+    assert finding.verdict == "fail"
+    assert finding.figure == 1
+    assert "1 attentions of the model are not compared, such as that at model.layers.1" in finding.detail
 
 
 def test_the_right_mask_passes_however_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
