@@ -5,7 +5,7 @@ Where the model as it came does not have a property, it does not apply.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,7 @@ def decoding(subject: Subject) -> Finding:
     name = "cached decoding"
     if (key := given_text(subject)) is None:
         return none(name, "the call is no text that a decoder goes on with")
-    if not callable(getattr(subject.compiled, "generate", None)) or not subject.takes("past_key_values"):
+    if not callable(getattr(subject.compiled, "generate", None)) or not any(map(subject.takes, CACHED)):
         return none(name, "the model has no cache")
     if labels := of_beginnings(subject):
         return none(name, f"{', '.join(labels)} acts on what the call gives that begins a text")
@@ -94,10 +94,7 @@ def decoding(subject: Subject) -> Finding:
             last = module(**beside, **{key: ids[:, :BEGUN]}, use_cache=True)
             pieces, rest = [main_output(last)], going_on(beside, last) if key != "input_ids" else {}
             for at in range(BEGUN, TEXT):
-                if last.past_key_values is None:
-                    raise ValueError("it gives no cache back")
-                cache = {"past_key_values": last.past_key_values, "use_cache": True}
-                last = module(**rest, **{key: ids[:, at : at + 1]}, **cache)
+                last = module(**rest, **{key: ids[:, at : at + 1]}, **cache_of(subject, last), use_cache=True)
                 pieces.append(main_output(last))
         return error(torch.cat(pieces, 1), main_output(whole))
 
@@ -105,6 +102,17 @@ def decoding(subject: Subject) -> Finding:
 
 
 TEXT, BEGUN = 7, 5
+CACHED = ("use_cache", "past_key_values")
+"""Arguments of which a model that has a cache takes one at least."""
+
+
+def cache_of(subject: Subject, last: Any) -> Arguments:
+    """What a call gives back for the next one: a part of its output that forward takes by the same name."""
+    given = last.items() if isinstance(last, Mapping) else ()
+    found = {name: held for name, held in given if not isinstance(held, Tensor) and subject.takes(name)}
+    if not found:
+        raise ValueError("it gives back no cache that its forward takes")
+    return found
 
 
 def besides(subject: Subject, key: str) -> Arguments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import Tensor, fx
 
@@ -11,7 +13,7 @@ from peftc.certificate.subject import Subject
 from peftc.graphs.operations import causal_mask
 from peftc.graphs.reading import is_call
 from tests.certificate.breaking import broken, is_not, masked_by, named
-from tests.models import llama
+from tests.models import llama, tokens
 from tests.zoo import entry, inputs
 
 
@@ -38,13 +40,18 @@ def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pyt
     assert "before: the model itself differs" in finding.detail
 
 
-@pytest.mark.parametrize("name", ["t5", pytest.param("whisper", marks=pytest.mark.slow)])
-def test_a_decoder_behind_an_encoder_goes_on_from_its_cache(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("t5", "lora:q,v(rank=2)"),
+        pytest.param("whisper", "lora:q,v(rank=2)", marks=pytest.mark.slow),
+        ("mamba", "lora:all-linear(rank=2)"),  # a state of a scan, in an argument of another name
+    ],
+)
+def test_decoders_go_on_from_their_caches(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = entry(name).model()
     given = inputs(model)
-    compiled = peftc.compile(model, ["lora:q,v(rank=2)"], given, defaults=False)
+    compiled = peftc.compile(model, [rule], given, defaults=False)
     assert named(compiled, decoding, **given).verdict == "pass"
 
     def counted(rows: Tensor) -> Tensor:
@@ -57,7 +64,27 @@ def test_a_decoder_behind_an_encoder_goes_on_from_its_cache(
         more.meta = dict(node.meta)
         node.replace_all_uses_with(more, delete_user_cb=is_not(more))
 
-    spoilt = broken(monkeypatch, mend, ["lora:q,v(rank=2)"], entry(name).model(), given)
+    spoilt = broken(monkeypatch, mend, [rule], entry(name).model(), given)
     finding = named(spoilt, decoding, **given)
     assert finding.verdict == "fail"
     assert finding.figure > 1e-3
+
+
+def test_why_there_is_no_cache_is_said() -> None:
+    model = llama(num_hidden_layers=1)
+    forward = type(model).forward
+
+    class Forgetful(type(model)):  # type: ignore[misc]
+        """Gives its cache back by a name that its forward does not take."""
+
+        def forward(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+            """Without what it remembers."""
+            del past_key_values
+            out = forward(self, *args, **{**kwargs, "use_cache": False})
+            return type(out)(logits=out.logits)
+
+    model.__class__ = Forgetful
+    compiled = peftc.compile(model, ["lora:q,v(rank=2)"], {"input_ids": tokens()}, defaults=False)
+    finding = named(compiled, decoding)
+    assert finding.verdict == "not applicable"
+    assert "no cache that its forward takes" in finding.detail
