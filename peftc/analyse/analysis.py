@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
+from peftc.analyse.findings import Findings
+from peftc.analyse.paths import is_ours
 from peftc.analyse.site import Site, Use
-from peftc.analyse.site_reader import SiteReader, is_ours
+from peftc.analyse.sites import sites
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Analysis:
 
 def analyse(graph: fx.Graph, root: nn.Module) -> Analysis:
     """Find every site of a normalised graph of `root`. Reads no parameter; computes positions on the CPU."""
-    reader = SiteReader(graph, root)
+    findings = Findings(graph, root)
     merged: dict[tuple[str, str], Located] = {}
-    for site, use in reader.found():
+    for site, use in sites(findings):
         key = (site.role, site.id)
         known = merged.get(key)
         merged[key] = Located(site, (use,)) if known is None else replace(known, uses=(*known.uses, use))
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     unread = tuple(name for name, _ in root.named_parameters() if name not in read and not is_ours(name))
-    return Analysis(tuple(merged.values()), unread, reader.blocks)
+    return Analysis(tuple(merged.values()), unread, findings.blocks)

@@ -73,10 +73,14 @@ def test_each_slice_has_its_part(order: tuple[int, ...]) -> None:
         assert sites[f"dense:{name}"].rows == ((start, start + widths[part]),)
         start += widths[part]
     assert {"one:o", "other:down"} <= set(sites)
-    assert [site.sizes for site in sites.values() if site.role == "ffn"] == [{"d_model": WIDTH, "d_ff": INNER}]
+    assert [site.sizes for site in sites.values() if site.role == "ffn"] == [
+        {"d_model": WIDTH, "d_ff": INNER}
+    ]
 
 
-@pytest.mark.parametrize("rule", ["lora:q,up(rank=2)", "bottleneck:ffn(size=3)", "parallel:ffn(size=3)", "ia3"])
+@pytest.mark.parametrize(
+    "rule", ["lora:q,up(rank=2)", "bottleneck:ffn(size=3)", "parallel:ffn(size=3)", "ia3"]
+)
 def test_rules_pass_on_slices(rule: str) -> None:
     certificate = peftc.check(peftc.compile(Parallel(), [rule], GIVEN), GIVEN)
     assert certificate.passed, str(certificate)

@@ -1,0 +1,68 @@
+"""What the other modules here find out of one graph, together: sites are made of it."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+from peftc.analyse.attention import attention_cores
+from peftc.analyse.channels import ChannelFlow
+from peftc.analyse.experts import mixtures
+from peftc.analyse.feedforward import feed_forwards
+from peftc.analyse.outputs import head_nodes
+from peftc.analyse.paths import lookup
+from peftc.analyse.projections import projections
+from peftc.analyse.scopes import Scopes
+from peftc.analyse.site import Port
+from peftc.analyse.streams import order_of
+from peftc.analyse.structure import block_of, block_paths
+from peftc.analyse.tables import table_parts
+from peftc.analyse.tokens import token_inputs, tokens_of
+from peftc.graphs.reading import CONSTANT, module_path
+
+
+class Findings:
+    """All of it, and where a node of the graph belongs in the model."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.graph, self.root = graph, root
+        self.blocks = block_paths(root)
+        self.order = order_of(graph)
+        self.projections = projections(graph)
+        self.flow = ChannelFlow(self.projections, self.order)
+        self.cores = attention_cores(graph, self.projections, self.flow)
+        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, self.cores)
+        self.mixtures = mixtures(graph, self.projections)
+        self.heads = set(head_nodes(graph, self.projections, self.blocks))
+        self.token_inputs = token_inputs(self.cores)
+        self.windows: dict[object, int] = {}
+        self.scopes = Scopes(self.cores, self.projections)
+        self.tables = table_parts(graph, lambda path: lookup(self.root, path))
+
+    def layer(self, node: fx.Node) -> int | None:
+        """Number of the block around a node."""
+        block = block_of(node, self.blocks)
+        return None if block is None else self.blocks[block[0]]
+
+    def owner(self, node: fx.Node, weight: str) -> str:
+        """Path of the module that owns a weight where `node` uses it: the one around the node if it has it."""
+        path = module_path(node)
+        try:
+            module = self.root.get_submodule(path)
+            tensor = lookup(self.root, weight)
+        except AttributeError:
+            return weight.rpartition(".")[0]
+        if any(own is tensor for own in module.parameters(recurse=False)):
+            return path
+        return weight.rpartition(".")[0]
+
+    def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
+        """The ports, and what says which of the tokens of one of them are real, where the call has it."""
+        node = tokens_of(self.token_inputs, ports[of].source) if of in ports else None
+        return ports if node is None else {**ports, "tokens": Port("value", node)}
+
+    def held(self, path: str) -> Tensor:
+        """The tensor at a path, or the small constant of the model's code that a graph has there."""
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target == path and CONSTANT in node.meta:
+                return node.meta[CONSTANT]  # type: ignore[no-any-return]
+        return lookup(self.root, path)
