@@ -88,3 +88,11 @@ def test_why_there_is_no_cache_is_said() -> None:
     finding = named(compiled, decoding)
     assert finding.verdict == "not applicable"
     assert "no cache that its forward takes" in finding.detail
+
+
+def test_a_call_that_the_module_refuses_is_told_of() -> None:
+    model = entry("mamba").model()
+    given = inputs(model)
+    finding = named(peftc.compile(model, ["prompt:3"], given, defaults=False), decoding, **given)
+    assert finding.verdict == "not applicable"
+    assert "3 rows go in front" in finding.detail
