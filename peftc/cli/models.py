@@ -30,12 +30,19 @@ def sites(
     from peftc.errors import UnknownPartError, instead
     from peftc.finetune.models import load_as_saved
 
-    found = api.sites(load_as_saved(model))
+    analysis = api.analysis(load_as_saved(model))
+    found = analysis.sites
     if role is not None:
         roles = sorted({site.role for site in found})
         if role not in roles:
             raise UnknownPartError(f"this model has no {role!r}", where="--role", hint=instead(role, roles))
         found = tuple(site for site in found if site.role == role)
+    # Beside JSON, which is a list of sites and nothing else, they go where messages go.
+    below = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    left = analysis.overlooked if role in (None, "linear") else ()
+    lines = [f"{site.scope}{'.' if site.scope else ''}{site.id}: {site.evidence}" for site in left]
+    if lines:
+        lines.insert(0, "weights that are no site:")
     if as_json:
         rows = [
             {
@@ -52,6 +59,8 @@ def sites(
             for site in found
         ]
         print(json.dumps(rows, indent=2))  # noqa: T201 - what the flag asks for
+        for line in lines:
+            below.print(line, markup=False)
         return
     table = Table(box=None, header_style="bold")
     for heading in ("site", "role", "layer", "sizes", "evidence"):
@@ -63,6 +72,8 @@ def sites(
         layer = "" if site.layer is None else str(site.layer)
         table.add_row(scope + site.id, site.role, layer, sizes, site.evidence + rows_of)
     Console().print(table, markup=False)
+    for line in lines:
+        below.print(line, markup=False)
 
 
 @app.command("check-model", no_args_is_help=True, cls=CommandOfRules)

@@ -12,6 +12,7 @@ from peftc.certificate import properties
 from peftc.certificate.findings import Finding
 from peftc.cli import main
 from tests.models import llama
+from tests.zoo import entry
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,26 @@ def test_sites(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     rows = json.loads(out)
     assert [row["layer"] for row in rows] == [0, 1]
     assert rows[0]["sizes"]["kv_heads"] == 2
+    assert "no site" not in out
     code, _, err = run(["sites", folder, "--role", "atention"], capsys)
     assert code == 2
     assert "attention" in err
+
+
+def test_weights_that_no_site_has_are_named_below_and_beside_json(tmp_path: Path, capsys: Any) -> None:
+    entry("wav2vec2").model().save_pretrained(tmp_path)
+    capsys.readouterr()
+    said = (
+        "weight.original1:conv: its weight is part of one that weight_norm computes, which goes into conv1d"
+    )
+    code, out, err = run(["sites", str(tmp_path)], capsys)
+    assert code == 0
+    assert said in out.rpartition("weights that are no site:")[2]
+    _, out, err = run(["sites", str(tmp_path), "--json"], capsys)
+    assert said in err
+    assert all(row["id"] not in said for row in json.loads(out) if row["role"] != "tensor")
+    _, out, _ = run(["sites", str(tmp_path), "--role", "norm"], capsys)
+    assert said not in out
 
 
 def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
