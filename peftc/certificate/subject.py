@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from peftc.capture.arguments import kind_of
 from peftc.match.plan import HOME, Plan
 from peftc.quantised import quantised_in
 from peftc.runtime.merging import plain_model
@@ -47,7 +48,7 @@ class Subject:
 
     def of_size(self, batch: int, length: int | None = None) -> Arguments:
         """A call of another size: rows are repeated or left out; so are tokens, of calls that have ids."""
-        ids = {name for name, value in self.arguments.items() if is_ids(value)}
+        ids = in_step(self.arguments)
         return {
             name: resized(value, batch, length if name in ids else None)
             for name, value in self.arguments.items()
@@ -73,9 +74,12 @@ def draw(module: nn.Module, seed: int) -> None:
 
 
 def varied(arguments: Mapping[str, Any], module: nn.Module, seed: int = 0) -> Arguments:
-    """Arguments of the same form with content: tokens that differ, pixels and waves of noise."""
-    words = getattr(getattr(module, "config", None), "vocab_size", None)
-    most = words if isinstance(words, int) else 50
+    """Arguments of the same form with content: tokens that differ, pixels and waves of noise.
+
+    What is not 0 of whole numbers means something, such as the end of a text, and stays.
+    """
+    vocabulary = getattr(getattr(module, "config", None), "vocab_size", None)
+    most = vocabulary if isinstance(vocabulary, int) else 50
     generator = torch.Generator().manual_seed(seed)
 
     def filled(value: Any) -> Any:
@@ -84,25 +88,36 @@ def varied(arguments: Mapping[str, Any], module: nn.Module, seed: int = 0) -> Ar
         if value.is_floating_point():
             return torch.randn(value.shape, generator=generator).to(value)
         # The first ids of a vocabulary are often padding and marks of the ends.
-        return torch.randint(min(10, most // 2), most, value.shape, generator=generator).to(value)
+        words = torch.randint(min(10, most // 2), most, value.shape, generator=generator).to(value)
+        return torch.where(value == 0, words, value)
 
     return {name: filled(value) for name, value in arguments.items()}
 
 
-def is_ids(value: Any) -> bool:
-    """Whether an argument is a batch of token ids or a mask of them."""
+def in_step(arguments: Mapping[str, Any]) -> set[str]:
+    """Names of token ids and of what goes along with them, such as a mask: not of sizes, nor of masks of patches."""
+    rows = {name: value for name, value in arguments.items() if is_rows(value)}
+    texts = [name for name in rows if kind_of(name) == "ids"] or list(rows)
+    lengths = {rows[name].shape[1] for name in texts}
+    return {name for name, value in rows.items() if value.shape[1] in lengths}
+
+
+def is_rows(value: Any) -> bool:
+    """Whether an argument is a batch of rows of whole numbers."""
     return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
 def resized(value: Any, batch: int, length: int | None) -> Any:
-    """A tensor with other sizes of its first two axes, by repeating what it has."""
+    """A tensor with other sizes of its first two axes, by repeating what it has; what is at its end stays there."""
     if not isinstance(value, Tensor) or not value.dim():
         return value
     rows = torch.arange(batch, device=value.device) % value.shape[0]
     value = value[rows]
     if length is None:
         return value
-    return value[:, torch.arange(length, device=value.device) % value.shape[1]]
+    places = torch.arange(length, device=value.device) % value.shape[1]
+    places[-1:] = value.shape[1] - 1
+    return value[:, places]
 
 
 def main_output(output: Any) -> Tensor:

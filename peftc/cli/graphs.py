@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftc.cli.application import app
+from peftc.cli.inputs import InputsOption, load_with_inputs
 from peftc.cli.specs import CommandOfRules, bound
 from peftc.errors import UnknownOptionError, instead
 
@@ -59,6 +60,7 @@ def graph(
             help="Print the graph after this pass, or after [b]all[/] that changed it. May be given several times.",
         ),
     ] = None,
+    inputs: InputsOption = None,
     diff: Annotated[
         bool, typer.Option("--diff", help="Only what rules changed, not the whole graph.")
     ] = False,
@@ -70,7 +72,6 @@ def graph(
     bound(rules or ())
     wanted = pass_names(print_after or ())
     from peftc import api
-    from peftc.finetune.models import load_as_saved
     from peftc.graphs.printing import text
     from peftc.runtime import capture_example
 
@@ -82,13 +83,14 @@ def graph(
         records.append(record)
         printed(record, seen)
 
+    loaded, given = load_with_inputs(model, inputs)
     if rules:
-        compiled = api.compile(load_as_saved(model), rules, passes=settings or (), watch=watch)
+        compiled = api.compile(loaded, rules, given, passes=settings or (), watch=watch)
         difference = api.diff(compiled)
         shown = str(difference) if diff else "\n".join(f"{mark} {line}" for mark, line in difference.rows)
     else:
         _, _, (program, _, _) = capture_example(
-            load_as_saved(model), passes=api.pass_settings(settings or (), watch)
+            loaded, given, passes=api.pass_settings(settings or (), watch)
         )
         shown = "" if diff else text(program.graph)
     if times:

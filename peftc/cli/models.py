@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftc.cli.application import app
+from peftc.cli.inputs import InputsOption, load_with_inputs
 from peftc.cli.specs import CommandOfRules, bound
 
 Model = Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")]
@@ -23,14 +24,14 @@ def sites(
     role: Annotated[
         str | None, typer.Option("--role", help="Only sites of this role, such as [b]linear[/].")
     ] = None,
+    inputs: InputsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """List a model's sites: id, role, part, layer, sizes, and what in the data flow gave each its role."""
     from peftc import api
     from peftc.errors import UnknownPartError, instead
-    from peftc.finetune.models import load_as_saved
 
-    analysis = api.analysis(load_as_saved(model))
+    analysis = api.analysis(*load_with_inputs(model, inputs))
     found = analysis.sites
     if role is not None:
         roles = sorted({site.role for site in found})
@@ -80,14 +81,15 @@ def sites(
 def check_model(
     model: Model,
     rules: Annotated[list[str], typer.Argument(help="Rules, as for [b]peftc plan[/].")],
+    inputs: InputsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove rules right on a model: a certificate of properties that pass, fail or do not apply; 1 if one fails."""
     bound(rules)
     from peftc import api
-    from peftc.finetune.models import load_as_saved
 
-    certificate = api.check(api.compile(load_as_saved(model), rules))
+    loaded, given = load_with_inputs(model, inputs)
+    certificate = api.check(api.compile(loaded, rules, given), given)
     if as_json:
         print(json.dumps(certificate.as_dict(), indent=2))  # noqa: T201 - what the flag asks for
     else:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from peftc.cli.application import app
+from peftc.cli.inputs import InputsOption, load_with_inputs
 from peftc.cli.specs import CommandOfRules, SavedOption, bound, saved_adapters
 
 
@@ -22,13 +23,13 @@ def plan(
         ),
     ],
     saved: SavedOption = None,
+    inputs: InputsOption = None,
 ) -> None:
     """Show where rules would act on a model, where not and why, and how many parameters they train."""
     bound(rules)
     adapters = saved_adapters(saved or ())
     from peftc import api
-    from peftc.finetune.models import load_as_saved
 
-    Console().print(
-        str(api.explain(api.plan(load_as_saved(model), rules, saved=adapters))), highlight=False, markup=False
-    )
+    loaded, given = load_with_inputs(model, inputs)
+    made = api.plan(loaded, rules, given, saved=adapters)
+    Console().print(str(api.explain(made)), highlight=False, markup=False)

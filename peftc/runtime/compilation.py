@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from peftc.analyse import Analysis, analyse
 from peftc.capture import capture, unread_attention
-from peftc.capture.examples import example_arguments
+from peftc.capture.examples import example_arguments, explain
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
-from peftc.errors import NoMatchError, UnknownPartError
+from peftc.errors import CaptureError, NoMatchError, UnknownPartError
 from peftc.graphs.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
@@ -51,9 +51,15 @@ def capture_example(
 ) -> tuple[Call, Key, tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]]:
     """An example call of a model, the mode the model was in, and what `capture` makes of the call."""
     # As the engine reads any call: the program will serve calls with these arguments in any order.
-    call = read_call(Parameters.of(model.forward), (), example_arguments(model, example_inputs))
+    arguments = example_arguments(model, example_inputs)
+    call = read_call(Parameters.of(model.forward), (), arguments)
     mode = mode_key(model, list(model.modules()))
-    return call, mode, capture(model, example_call(call), settings=passes)
+    try:
+        return call, mode, capture(model, example_call(call), settings=passes)
+    except CaptureError as error:
+        if example_inputs is None:
+            explain(error, model, arguments)
+        raise
 
 
 def look(
