@@ -27,8 +27,9 @@ demo-full: $(VENV)/.demo  ## the same on every review, three epochs, three seeds
 test: $(VENV)/.dev  ## the tests that need neither long nor an accelerator
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
+# Hours on two cores: single tests are shared out, for the longest are cases of one file.
 test-all: $(VENV)/.dev  ## every test this machine can run
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.dev  ## format, lint, types, and that the made documentation is current
 	$(BIN)/ruff format --check .

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
+from peftc.analyse.attention import AttentionCore
 from peftc.analyse.channels import MOVES, POINTWISE, ChannelFlow, downstream
 from peftc.analyse.projections import Projection
 from peftc.analyse.residuals import between
@@ -57,17 +58,33 @@ class Factor:
 
 
 def feed_forwards(
-    graph: fx.Graph, projections: Mapping[fx.Node, Projection], flow: ChannelFlow, taken: Collection[fx.Node]
+    graph: fx.Graph,
+    projections: Mapping[fx.Node, Projection],
+    flow: ChannelFlow,
+    cores: Iterable[AttentionCore],
 ) -> list[FeedForward]:
-    """Every feed-forward network whose projections are not `taken` by attention.
+    """Every feed-forward network whose channels are not taken by attention.
 
-    Its way back must end at the width where it began: that tells it from a pooler before a classifier.
+    Its way back must end at the width where it began: that tells it from a pooler before a classifier. One projection
+    may be an attention's and a network's at once, each of other channels of it.
     """
+    taken: dict[fx.Node, set[int]] = {}
+    for core in cores:
+        for projection, parts in core.parts.items():
+            taken.setdefault(projection, set()).update(*(index.tolist() for index in parts.values()))
+        if core.o is not None:
+            taken[core.o] = set(range(projections[core.o].d_out))
+
+    def is_free(origin: fx.Node, index: Tensor | None) -> bool:
+        return origin not in taken or (index is not None and taken[origin].isdisjoint(index.tolist()))
+
     found: dict[fx.Node, FeedForward] = {}
     for node in graph.nodes:
         if operator_name(node) not in ACTIVATIONS:
             continue
-        activated = {origin: index for origin, index in flow.of(node.args[0]).items() if origin not in taken}
+        activated = {
+            origin: index for origin, index in flow.of(node.args[0]).items() if is_free(origin, index)
+        }
         readers = downstream(node, projections, flow.order)
         if len(activated) != 1 or not readers or readers[0] in taken or readers[0] in found:
             continue
@@ -81,10 +98,12 @@ def feed_forwards(
         if other is None:
             found[down] = FeedForward(first, down, None, name, {"up": channels})
         elif other.origin is first and other.channels is not None:
+            if not is_free(first, other.channels):
+                continue
             found[down] = FeedForward(first, down, first, name, {"gate": channels, "up": other.channels})
         elif (
             other.origin is not None
-            and other.origin not in taken
+            and is_free(other.origin, other.channels)
             and projections[other.origin].d_in == projections[first].d_in
         ):
             played = {"gate": channels} | ({} if other.channels is None else {"up": other.channels})

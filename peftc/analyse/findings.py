@@ -30,10 +30,7 @@ class Findings:
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections, self.order)
         self.cores = attention_cores(graph, self.projections, self.flow)
-        taken = {node for core in self.cores for node in core.parts} | {
-            core.o for core in self.cores if core.o
-        }
-        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, taken)
+        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, self.cores)
         self.mixtures = mixtures(graph, self.projections)
         self.heads = set(head_nodes(graph, self.projections, self.blocks))
         self.token_inputs = token_inputs(self.cores)

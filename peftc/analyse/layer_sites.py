@@ -54,8 +54,7 @@ def ffn_site(findings: Findings, network: FeedForward) -> tuple[Site, Use]:
     """The site of one feed-forward network."""
     down, up = findings.projections[network.down], findings.projections[network.up]
     path = common_path(module_path(up.node), module_path(down.node))
-    readers = [node for node in (network.gate, network.up) if node is not None]
-    ports = {"x": Port("operand", readers[0], 0), "y": Port("result", down.node)}
+    ports = {"x": input_of(findings, network), "y": Port("result", down.node)}
     site = Site(
         "ffn",
         "",
@@ -65,6 +64,19 @@ def ffn_site(findings: Findings, network: FeedForward) -> tuple[Site, Use]:
         evidence=f"{up.node.name}, {network.activation}, {down.node.name}",
     )
     return site, Use(down.node, findings.with_tokens(ports, "x"))
+
+
+def input_of(findings: Findings, network: FeedForward) -> Port:
+    """What a network reads: an operand of its first products, where these read one value and make nothing else."""
+    nodes = dict.fromkeys(node for node in (network.gate, network.up) if node is not None)
+    first, *others = sorted(
+        (findings.projections[node] for node in nodes), key=lambda each: findings.order[each.node]
+    )
+    alike = all((each.x, each.at) == (first.x, first.at) for each in others)
+    shared = any(node in core.parts for core in findings.cores for node in nodes)
+    if shared or not alike:
+        return Port("value", first.node, first.at)
+    return Port("operand", first.node, first.at, others=tuple(each.node for each in others))
 
 
 def mixture_site(findings: Findings, experts: Experts) -> tuple[Site, Use]:

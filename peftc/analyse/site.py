@@ -76,9 +76,9 @@ class Site:
 class Port:
     """Where one graph has a port.
 
-    A result is the value of `node`. An operand is the argument `key` of `node`; so is a value only read. Where `since` is
-    a node, what is from there to `node` is computed anew for who reads the value, with what `since` then reads. A `number`
-    is a value that every call of the graph has.
+    A result is the value of `node`. An operand is the argument `key` of `node`, and of `others` that read the same; so is
+    a value only read. Where `since` is a node, what is from there to `node` is computed anew for who reads the value, with
+    what `since` then reads. A `number` is a value that every call of the graph has.
     """
 
     kind: str
@@ -86,6 +86,7 @@ class Port:
     key: int | str | None = None
     since: fx.Node | None = None
     number: int | None = None
+    others: tuple[fx.Node, ...] = ()
 
     @property
     def source(self) -> object:

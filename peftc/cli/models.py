@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from peftc.cli.application import app
 from peftc.cli.inputs import InputsOption, load_with_inputs
 from peftc.cli.specs import CommandOfRules, bound
+
+if TYPE_CHECKING:
+    from peftc.analyse.site import Site
 
 Model = Annotated[Path, typer.Argument(help="A local model folder, or a .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -38,12 +43,6 @@ def sites(
         if role not in roles:
             raise UnknownPartError(f"this model has no {role!r}", where="--role", hint=instead(role, roles))
         found = tuple(site for site in found if site.role == role)
-    # Beside JSON, which is a list of sites and nothing else, they go where messages go.
-    below = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    left = analysis.overlooked if role in (None, "linear") else ()
-    lines = [f"{site.scope}{'.' if site.scope else ''}{site.id}: {site.evidence}" for site in left]
-    if lines:
-        lines.insert(0, "weights that are no site:")
     if as_json:
         rows = [
             {
@@ -60,21 +59,10 @@ def sites(
             for site in found
         ]
         print(json.dumps(rows, indent=2))  # noqa: T201 - what the flag asks for
-        for line in lines:
-            below.print(line, markup=False)
-        return
-    table = Table(box=None, header_style="bold")
-    for heading in ("site", "role", "layer", "sizes", "evidence"):
-        table.add_column(heading, overflow="fold")  # a path that is cut short could not be copied
-    for site in found:
-        sizes = ", ".join(f"{name} {size}" for name, size in site.sizes.items())
-        rows_of = "" if site.rows is None else f", {len(site.rows)} slices of its outputs"
-        scope = f"{site.scope}." if site.scope else ""
-        layer = "" if site.layer is None else str(site.layer)
-        table.add_row(scope + site.id, site.role, layer, sizes, site.evidence + rows_of)
-    Console().print(table, markup=False)
-    for line in lines:
-        below.print(line, markup=False)
+    else:
+        print_table(found)
+    if role in (None, "linear"):
+        print_overlooked(analysis.overlooked)
 
 
 @app.command("check-model", no_args_is_help=True, cls=CommandOfRules)
@@ -96,3 +84,43 @@ def check_model(
         Console().print(certificate.table())
     if not certificate.passed:
         raise typer.Exit(1)
+
+
+WHOLE, FOLDING = ("site", "role", "layer"), ("sizes", "evidence")
+"""Columns whose cells stay in one line whatever the width: an id that is cut or folded could not be copied. And others."""
+NARROWEST = 14
+"""Characters of a column that folds, at least."""
+
+
+def print_overlooked(left: Sequence[Site]) -> None:
+    """A line for each weight that no site has, where messages go: programs read sites and nothing else."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if left:
+        console.print("weights that are no site:")
+    for site in left:
+        scope = f"{site.scope}." if site.scope else ""
+        console.print(f"{scope}{site.id}: {site.evidence}", markup=False)
+
+
+def print_table(found: Iterable[Site]) -> None:
+    """A line for each site, as wide as it comes out; on a terminal sizes and evidence fold, and ids never do."""
+    table = Table(box=None, header_style="bold")
+    for heading in WHOLE:
+        table.add_column(heading, no_wrap=True)
+    for heading in FOLDING:
+        table.add_column(heading, overflow="fold")
+    for site in found:
+        sizes = ", ".join(f"{name} {size}" for name, size in site.sizes.items())
+        rows_of = "" if site.rows is None else f", {len(site.rows)} slices of its outputs"
+        scope = f"{site.scope}." if site.scope else ""
+        layer = "" if site.layer is None else str(site.layer)
+        table.add_row(scope + site.id, site.role, layer, sizes, site.evidence + rows_of)
+    console = Console()
+    widths = [max(map(cell_len, (str(column.header), *map(str, column.cells)))) for column in table.columns]
+    for column, width in zip(table.columns[: len(WHOLE)], widths, strict=False):
+        column.min_width = width
+    if console.is_terminal:
+        widths[len(WHOLE) :] = [min(width, NARROWEST) for width in widths[len(WHOLE) :]]
+    beside = sum(table.padding[1] + table.padding[3] for _ in widths)
+    console.width = max(console.width, sum(widths) + beside)
+    console.print(table, markup=False)

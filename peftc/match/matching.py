@@ -241,7 +241,7 @@ class Matcher:
         missing = missing_ports(bound.rule, section, site)
         if missing:
             return f"it has no {', '.join(missing)}"
-        if reason := self.misfit(section, site):
+        if reason := self.misfit(section, site) or self.unchangeable(section, site):
             return reason
         sizes = signature(section, site.role, site.stack).sizes_at(site.sizes)
         options = {**bound.options, **bound.options_at(site.path, site.id)}
@@ -269,6 +269,17 @@ class Matcher:
                 source = use.ports[port].source if port in use.ports else None
                 if isinstance(source, fx.Node) and ANY not in axes and len(shape(source)) != len(axes):
                     return f"{port} has {len(shape(source))} axes here, not those of {show(axes)}"
+        return None
+
+    def unchangeable(self, section: Section, site: Site) -> str | None:
+        """Which operand that a section rewrites is not the site's alone, or None."""
+        located = self.analysis.find(site.id, site.role)
+        for port in section.rewrite:
+            if ROLES[site.role].ports[port].kind == "operand" and any(
+                port in use.ports and use.ports[port].kind == "value"
+                for use in (located.uses if located else ())
+            ):
+                return f"its {port} is read for other parts too, and cannot be changed for it alone"
         return None
 
     def apply(self, bound: Bound, number: int, section: Section, site: Site, chosen: Sequence[Site]) -> None:

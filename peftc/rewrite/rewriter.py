@@ -130,7 +130,9 @@ class Rewriter:
 
     def in_copy(self, at: Port) -> Port:
         """A port in the nodes of this graph."""
-        return replace(at, node=self.moved[at.node], since=None if at.since is None else self.moved[at.since])
+        since = None if at.since is None else self.moved[at.since]
+        others = tuple(self.moved[node] for node in at.others)
+        return replace(at, node=self.moved[at.node], since=since, others=others)
 
     def form(self, use: Use) -> Form:
         """How the values of a use are held, in the nodes of this graph."""
@@ -224,7 +226,8 @@ class Rewriter:
             current.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
             self.latest[at.node] = new
         elif isinstance(at.key, int):
-            at.node.update_arg(at.key, new)
+            for node in (at.node, *at.others):
+                node.update_arg(at.key, new)
         else:
             assert at.key is not None
             at.node.update_kwarg(at.key, new)

@@ -45,20 +45,38 @@ def test_sites(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "attention" in err
 
 
-def test_weights_that_no_site_has_are_named_below_and_beside_json(tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_weights_that_no_site_has_are_named_apart_from_what_programs_read(
+    how: list[str], tmp_path: Path, capsys: Any
+) -> None:
     entry("wav2vec2").model().save_pretrained(tmp_path)
-    capsys.readouterr()
     said = (
         "weight.original1:conv: its weight is part of one that weight_norm computes, which goes into conv1d"
     )
-    code, out, err = run(["sites", str(tmp_path)], capsys)
+    code, out, err = run(["sites", str(tmp_path), *how], capsys)
     assert code == 0
-    assert said in out.rpartition("weights that are no site:")[2]
-    _, out, err = run(["sites", str(tmp_path), "--json"], capsys)
-    assert said in err
-    assert all(row["id"] not in said for row in json.loads(out) if row["role"] != "tensor")
-    _, out, _ = run(["sites", str(tmp_path), "--role", "norm"], capsys)
+    assert said in err.rpartition("weights that are no site:")[2]
     assert said not in out
+    _, _, err = run(["sites", str(tmp_path), "--role", "norm", *how], capsys)
+    assert said not in err
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_ids_are_whole_however_narrow_it_is(
+    folder: str, on_terminal: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "40", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    if on_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, _ = run(["sites", folder, "--json"], capsys)
+    ids = [row["id"] for row in json.loads(out)]
+    assert max(map(len, ids)) > 30
+    _, out, _ = run(["sites", folder], capsys)
+    lines = out.splitlines()[1:]
+    assert [line.split()[0] for line in lines if not line.startswith("  ")] == ids
+    assert (len(lines) == len(ids)) != on_terminal  # a line for each site where programs read it
+    assert (max(map(len, lines)) < 110) == on_terminal
 
 
 def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
