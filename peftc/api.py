@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from peftc.analyse import Site, analyse
+from peftc.analyse import Analysis, Site, analyse
 from peftc.capture.normalise import CATALOGUE
 from peftc.certificate import Certificate
 from peftc.certificate import check as certificate_of
@@ -60,8 +60,13 @@ def sites(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> 
     Raises:
         CaptureError: the model cannot be captured.
     """
+    return analysis(model, example_inputs).sites
+
+
+def analysis(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Analysis:
+    """The sites of a model, as `sites` gives them, and the weights that none of them has."""
     _, _, (program, _, _) = capture_example(model, example_inputs)
-    return analyse(program.graph, model).sites
+    return analyse(program.graph, model)
 
 
 def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:

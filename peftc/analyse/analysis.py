@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx, nn
 
 from peftc.analyse.findings import Findings
+from peftc.analyse.overlooked import overlooked
 from peftc.analyse.paths import is_ours
 from peftc.analyse.site import Site, Use
 from peftc.analyse.sites import sites
@@ -29,11 +30,14 @@ class Analysis:
         located: every site, in graph order.
         unread: parameters that no output of this graph depends on.
         blocks: path of each repeated block, with its number.
+        overlooked: for each weight that a product reads in a form that no site has, a linear site of no part whose
+            evidence says so. It is for people: no rule acts on it.
     """
 
     located: tuple[Located, ...]
     unread: tuple[str, ...]
     blocks: Mapping[str, int] = field(hash=False)
+    overlooked: tuple[Site, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -58,4 +62,6 @@ def analyse(graph: fx.Graph, root: nn.Module) -> Analysis:
         merged[key] = Located(site, (use,)) if known is None else replace(known, uses=(*known.uses, use))
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     unread = tuple(name for name, _ in root.named_parameters() if name not in read and not is_ours(name))
-    return Analysis(tuple(merged.values()), unread, findings.blocks)
+    located = tuple(merged.values())
+    left = overlooked(findings, [each.site for each in located])
+    return Analysis(located, unread, findings.blocks, tuple(left))

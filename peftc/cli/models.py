@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +36,8 @@ def sites(
     from peftc import api
     from peftc.errors import UnknownPartError, instead
 
-    found = api.sites(*load_with_inputs(model, inputs))
+    analysis = api.analysis(*load_with_inputs(model, inputs))
+    found = analysis.sites
     if role is not None:
         roles = sorted({site.role for site in found})
         if role not in roles:
@@ -58,8 +59,10 @@ def sites(
             for site in found
         ]
         print(json.dumps(rows, indent=2))  # noqa: T201 - what the flag asks for
-        return
-    print_table(found)
+    else:
+        print_table(found)
+    if role in (None, "linear"):
+        print_overlooked(analysis.overlooked)
 
 
 @app.command("check-model", no_args_is_help=True, cls=CommandOfRules)
@@ -87,6 +90,16 @@ WHOLE, FOLDING = ("site", "role", "layer"), ("sizes", "evidence")
 """Columns whose cells stay in one line whatever the width: an id that is cut or folded could not be copied. And others."""
 NARROWEST = 14
 """Characters of a column that folds, at least."""
+
+
+def print_overlooked(left: Sequence[Site]) -> None:
+    """A line for each weight that no site has, where messages go: programs read sites and nothing else."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if left:
+        console.print("weights that are no site:")
+    for site in left:
+        scope = f"{site.scope}." if site.scope else ""
+        console.print(f"{scope}{site.id}: {site.evidence}", markup=False)
 
 
 def print_table(found: Iterable[Site]) -> None:

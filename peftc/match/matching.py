@@ -135,6 +135,21 @@ def asks_for(selector: PartSelector, site: Site) -> bool:
     return any(selector.accepts(site.role, part, site.scope) for part in (site.part, *site.also))
 
 
+def not_asked(bound: Bound, section: Section, site: Site) -> str | None:
+    """Why a section of a rule does not mean a site at all, by its part, path or layer; None where it does."""
+    own, chosen = section is bound.rule, bound.chooses(section)
+    parts = bound.parts_of(section)
+    if parts and not any(asks_for(selector, site) for selector in parts):
+        said = ", ".join(selector.text for selector in parts)
+        return f"part {site.part or OTHER} is not among {said}"
+    if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
+        return f"path does not match {bound.path_glob}"
+    if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
+        where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
+        return f"{where}, not in {bound.layers.text}"
+    return None
+
+
 class Matcher:
     """Goes through rules in order and gathers applications and skips."""
 
@@ -162,6 +177,11 @@ class Matcher:
                     chosen.append(site)
                 else:
                     self.skips.append(Skip(bound.label, site, reason, number))
+            self.skips += [
+                Skip(bound.label, site, site.evidence, number)
+                for site in self.analysis.overlooked
+                if site.role in section.match.role and not_asked(bound, section, site) is None
+            ]
             for site in chosen:
                 by = (bound.label, number)
                 done = self.done_as(by, site)
@@ -209,19 +229,11 @@ class Matcher:
 
     def reason_against(self, bound: Bound, number: int, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
-        own, chosen = section is bound.rule, bound.chooses(section)
         left = bound.shrunk_at(site.id, number)
         if left is not None and left.gone:
             return "its gate was 0, and it was taken out"
-        parts = bound.parts_of(section)
-        if parts and not any(asks_for(selector, site) for selector in parts):
-            said = ", ".join(selector.text for selector in parts)
-            return f"part {site.part or OTHER} is not among {said}"
-        if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
-            return f"path does not match {bound.path_glob}"
-        if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
-            where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
-            return f"{where}, not in {bound.layers.text}"
+        if reason := not_asked(bound, section, site):
+            return reason
         if site.stack and (reason := self.unliftable(bound, section, site)):
             return reason
         if reason := unplaceable(bound.rule, section, site):
@@ -353,13 +365,15 @@ class Matcher:
     def refuse_unknown_parts(self, bound: Bound) -> None:
         """Raise if the user named a part that no site of the model has, even when another one matched."""
         sites = [site for site in self.analysis.sites if site.role in bound.roles]
+        left = [site for site in self.analysis.overlooked if site.role in bound.roles]
         for selector in bound.parts:
-            if any(asks_for(selector, site) for site in sites):
+            if any(asks_for(selector, site) for site in (*sites, *left)):
                 continue
             named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
             there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})
             raise UnknownPartError(
                 f"{bound.label}: this model has no part {selector.text!r}",
+                detail=told(left, 3),
                 hint=f"it has: {', '.join(there)}"
                 if there
                 else f"it has no {' or '.join(bound.roles)} at all",
@@ -374,7 +388,8 @@ class Matcher:
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
-        if bound.path_glob is not None and bound.chooses(section):
+        left = [skip.site for skip in skipped if skip.site in self.analysis.overlooked]
+        if bound.path_glob is not None and bound.chooses(section) and not left:
             paths = sorted({skip.site.path for skip in skipped})
             near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(
@@ -389,15 +404,22 @@ class Matcher:
         ]
         reasons: dict[str, list[Site]] = {}
         for skip in close or skipped:
-            reasons.setdefault(skip.reason, []).append(skip.site)
+            if skip.site not in left:
+                reasons.setdefault(skip.reason, []).append(skip.site)
+        nearest = left if bound.path_glob is not None or not reasons else next(iter(reasons.values()))
         detail = [
             f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()
         ]
         return NoMatchError(
             f"{what} matches nothing: it leaves out all {len(skipped)} sites of role {role}",
-            detail=tuple(detail[:6]),
-            hint="nearest: " + ", ".join(site.id for site in next(iter(reasons.values()))[:3]),
+            detail=(*detail[:6], *told(left, 6)),
+            hint="nearest: " + ", ".join(site.id for site in nearest[:3]),
         )
+
+
+def told(left: Sequence[Site], most: int) -> tuple[str, ...]:
+    """Some of the weights that no site has, a line each, with what reads them."""
+    return tuple(f"{site.id}: {site.evidence}" for site in left[:most])
 
 
 def as_trained(parameter: NewParameter) -> NewParameter:

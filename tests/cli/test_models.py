@@ -12,6 +12,7 @@ from peftc.certificate import properties
 from peftc.certificate.findings import Finding
 from peftc.cli import main
 from tests.models import llama
+from tests.zoo import entry
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,26 @@ def test_sites(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     rows = json.loads(out)
     assert [row["layer"] for row in rows] == [0, 1]
     assert rows[0]["sizes"]["kv_heads"] == 2
+    assert "no site" not in out
     code, _, err = run(["sites", folder, "--role", "atention"], capsys)
     assert code == 2
     assert "attention" in err
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_weights_that_no_site_has_are_named_apart_from_what_programs_read(
+    how: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    entry("wav2vec2").model().save_pretrained(tmp_path)
+    said = (
+        "weight.original1:conv: its weight is part of one that weight_norm computes, which goes into conv1d"
+    )
+    code, out, err = run(["sites", str(tmp_path), *how], capsys)
+    assert code == 0
+    assert said in err.rpartition("weights that are no site:")[2]
+    assert said not in out
+    _, _, err = run(["sites", str(tmp_path), "--role", "norm", *how], capsys)
+    assert said not in err
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
