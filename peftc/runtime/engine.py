@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
 from peftc.graphs.verifying import verify
+from peftc.match.later import unplanned
 from peftc.match.plan import Plan
 from peftc.passes import AS_MADE, PassRecord, PassSettings
 from peftc.quantised import quantised_in
@@ -110,6 +112,7 @@ class Engine:
         self.lengths: dict[type, frozenset[str]] = {}
         self.plain: dict[str, type[nn.Module]] = {}
         self.inside: dict[str, list[nn.Module]] = {}
+        self.told: set[str] = set()
         self.lock = threading.RLock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -125,7 +128,7 @@ class Engine:
         copied.lengths = dict(self.lengths)
         copied.schedules = copy.deepcopy(self.schedules)
         copied.folds = Folds(copied.root, self.plan)
-        copied.inside = {}
+        copied.inside, copied.told = {}, set(self.told)
         copied.lock = threading.RLock()
         return copied
 
@@ -238,7 +241,22 @@ class Engine:
                 )
             after = (path, state, self.mode(path, module), *key[3:])
             # A first call may write to the config: then both keys have this program.
-            return self.keep({key, after}, program, analyse(program.graph, self.root), constants, records)
+            analysis = analyse(program.graph, self.root)
+            self.tell_of_unplanned(analysis)
+            return self.keep({key, after}, program, analysis, constants, records)
+
+    def tell_of_unplanned(self, analysis: Analysis) -> None:
+        """Warn, once of each, of sites that rules ask for and that the plan does not have."""
+        new = [site for site in unplanned(self.plan, analysis) if site.weights["W"] not in self.told]
+        self.told.update(site.weights["W"] for site in new)
+        if new:
+            named = ", ".join(dict.fromkeys(site.id for site in new[:5])) + (", …" if len(new) > 5 else "")
+            warnings.warn(
+                f"this call reaches linear maps that the rules ask for and the plan does not have, as the example call did "
+                f"not reach them: {named}. No rule acts there. Compile in the mode and with the arguments of this call; "
+                "where values in them decide, rules act on the way that the example was captured for",
+                stacklevel=2,
+            )
 
     def shared(self, key: Key, tensors: Sequence[Tensor], answers: tuple[bool, ...] = ()) -> Entry | None:
         """The entry of a call whose program was captured already, with the adapters in another state."""
