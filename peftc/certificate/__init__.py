@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from peftc.certificate.findings import Certificate, Finding
-from peftc.certificate.properties import PROPERTIES
-from peftc.certificate.subject import examined, varied
-from peftc.errors import CaptureError
+from peftc.certificate.properties import PROPERTIES, Property
+from peftc.certificate.subject import Subject, examined, varied
+from peftc.errors import CaptureError, PeftcError
 
 
 def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:
@@ -32,9 +32,22 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     if example_inputs is None:
         arguments = varied(arguments, compiled)
     with examined(compiled, arguments) as subject:
-        findings = tuple(examine(subject) for examine in PROPERTIES)
+        findings = tuple(finding_of(examine, subject) for examine in PROPERTIES)
         rules = tuple(bound.text or bound.label for bound in subject.plan.rules)
     return Certificate(type(subject.plain).__name__, rules, findings)
+
+
+def finding_of(examine: Property, subject: Subject) -> Finding:
+    """What a property says; that it raised an error is a finding too."""
+    try:
+        return examine(subject)
+    except (PeftcError, TimeoutError):
+        raise
+    except Exception as why:  # noqa: BLE001 - whatever the module raises where the model did not
+        said = str(why).strip().splitlines() or [""]
+        return Finding(
+            examine.__name__.replace("_", " "), "fail", detail=f"{type(why).__name__}: {said[0][:120]}"
+        )
 
 
 __all__ = ["Certificate", "Finding", "check"]

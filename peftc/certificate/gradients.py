@@ -6,13 +6,12 @@ Where the model as it came does not have a property, it does not apply.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peftc.certificate.findings import Finding, none, within
-from peftc.certificate.subject import Subject, kept, main_output, wanting_gradients
+from peftc.certificate.subject import Arguments, Subject, kept, main_output, wanting_gradients
 
 
 def gradients_reach(subject: Subject) -> Finding:
@@ -21,6 +20,8 @@ def gradients_reach(subject: Subject) -> Finding:
     trainable = {n: p for n, p in subject.compiled.named_parameters() if p.requires_grad}
     if not trainable:
         return none(name, "nothing trains")
+    if isinstance(call := call_that_trains(subject), str):
+        return none(name, call)
     plan = subject.plan
     planned = {each.path for each in plan.new_tensors if each.trainable} | {*plan.trained}.difference(
         plan.kept
@@ -39,12 +40,12 @@ def gradients_reach(subject: Subject) -> Finding:
         with kept(subject.compiled):
             if draw:
                 subject.draw(draw)
-            reached = gradients(subject)
+            reached = gradients(subject, call)
         frozen |= reached.keys() - trainable.keys()
         without -= {n for n, gradient in reached.items() if bool(gradient.count_nonzero())}
         if not without:
             break
-    excused = sorted(n for n in without if is_excused(subject, n))
+    excused = sorted(n for n in without if is_excused(subject, call, n))
     missing = sorted(without.difference(excused))
     detail = f"{len(trainable)} trainable parameters"
     if missing:
@@ -59,7 +60,7 @@ def gradients_reach(subject: Subject) -> Finding:
 DRAWS = 4
 
 
-def is_excused(subject: Subject, name: str) -> bool:
+def is_excused(subject: Subject, call: Arguments, name: str) -> bool:
     """Whether the model's own parameter of this name gets no gradient of the model itself either."""
     if name not in dict(subject.plain.named_parameters()):
         return shift_of_scores(subject, name)
@@ -67,7 +68,7 @@ def is_excused(subject: Subject, name: str) -> bool:
     before = plain.requires_grad
     plain.requires_grad_(True)
     try:
-        loss = loss_of(subject.plain, subject.arguments)
+        loss = loss_of(subject.plain, call)
         if not loss.requires_grad:  # no output depends on any parameter by what has a gradient
             return True
         (gradient,) = torch.autograd.grad(loss, plain, allow_unused=True)
@@ -103,10 +104,12 @@ def captured_gradients(subject: Subject) -> Finding:
     }
     if not mine:
         return none(name, "every weight of the model trains, and none is as it came")
+    if isinstance(call := call_that_trains(subject), str):
+        return none(name, call)
     with wanting_gradients([*mine.values(), *own.values()]):
-        loss_of(subject.plain, subject.arguments).backward()
+        loss_of(subject.plain, call).backward()
         with subject.compiled.disable_adapter():
-            loss_of(subject.compiled, subject.arguments).backward()
+            loss_of(subject.compiled, call).backward()
         pairs = {path: (parameter.grad, own[path].grad) for path, parameter in mine.items()}
         figures = apart(pairs, bound)
         for parameter in (*own.values(), *mine.values()):
@@ -153,12 +156,14 @@ def checkpointing(subject: Subject) -> Finding:
     enable = getattr(subject.compiled, "gradient_checkpointing_enable", None)
     if enable is None or not getattr(subject.compiled, "supports_gradient_checkpointing", False):
         return none(name, "the model has no gradient checkpointing")
+    if isinstance(call := call_that_trains(subject), str):
+        return none(name, call)
     modes = {module: module.training for module in subject.compiled.modules()}
     try:
         subject.compiled.train()
-        plain = gradients(subject)
+        plain = gradients(subject, call)
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        again = gradients(subject)
+        again = gradients(subject, call)
     finally:
         subject.compiled.gradient_checkpointing_disable()
         for module, mode in modes.items():
@@ -169,17 +174,45 @@ def checkpointing(subject: Subject) -> Finding:
     return within(name, figure, bound, "gradients of each parameter with and without, over its largest")
 
 
-def gradients(subject: Subject) -> dict[str, Tensor]:
+def gradients(subject: Subject, call: Arguments) -> dict[str, Tensor]:
     """The gradient of every trainable parameter at one seed."""
     subject.compiled.zero_grad(set_to_none=True)
     torch.manual_seed(0)
-    loss_of(subject.compiled, subject.arguments).backward()
+    loss_of(subject.compiled, call).backward()
     found = {n: p.grad.clone() for n, p in subject.compiled.named_parameters() if p.grad is not None}
     subject.compiled.zero_grad(set_to_none=True)
     return found
 
 
-def loss_of(module: nn.Module, arguments: dict[str, Any]) -> Tensor:
+def call_that_trains(subject: Subject) -> Arguments | str:
+    """The call as the model itself can be trained by it, or why it cannot: some write into what a cache gives back."""
+    if subject.learning is None:
+        subject.learning = tried(subject)
+    return subject.learning
+
+
+def tried(subject: Subject) -> Arguments | str:
+    """The same, not yet known."""
+    calls = [subject.arguments]
+    if subject.takes("use_cache"):
+        calls.append({**subject.arguments, "use_cache": False})
+    reasons = []
+    with wanting_gradients(list(subject.plain.parameters())):
+        for call in calls:
+            try:
+                loss = loss_of(subject.plain, call)
+                if loss.requires_grad:
+                    loss.backward()
+            except RuntimeError as why:
+                reasons.append(str(why).splitlines()[0][:80])
+            else:
+                return call
+            finally:
+                subject.plain.zero_grad(set_to_none=True)
+    return f"the model itself cannot be trained by the call: {reasons[0]}"
+
+
+def loss_of(module: nn.Module, arguments: Arguments) -> Tensor:
     """A number that depends on every output, not symmetric in them: norms would hide a mean or a scale."""
     outputs = main_output(module(**arguments)).float()
     finite = outputs.masked_fill(~torch.isfinite(outputs), 0.0)

@@ -32,6 +32,8 @@ class Subject:
         plain: the model as it came, of its own class.
         arguments: a call.
         tolerance: the largest relative error that rounding explains.
+        words: how many words the model knows.
+        learning: the call as the model itself can be trained by it, or why it cannot; None until that was tried.
     """
 
     compiled: Any
@@ -39,6 +41,7 @@ class Subject:
     arguments: Arguments
     tolerance: float
     words: int = field(default=50)
+    learning: Arguments | str | None = field(default=None)
 
     @property
     def plan(self) -> Plan:

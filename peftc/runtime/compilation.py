@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from peftc.capture import capture, unread_attention
 from peftc.capture.examples import example_arguments, explain
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
 from peftc.errors import CaptureError, NoMatchError, UnknownPartError
+from peftc.graphs.branches import expect
 from peftc.graphs.program import Program
 from peftc.lang import Bound
 from peftc.match import Plan, make_plan
@@ -21,8 +22,11 @@ from peftc.runtime.build import build
 from peftc.runtime.compiled import CompiledModule
 from peftc.runtime.engine import Engine
 from peftc.runtime.stacked import SavedTensors, refuse_foreign
-from peftc.runtime.starting import Starting, record
+from peftc.runtime.starting import Starting, record, run
 from peftc.runtime.twin import INPUTS_WANTED
+
+Captured: TypeAlias = tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]
+"""What `capture` gives: a program, constants out of the model's code, and what each pass did."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,43 @@ class Look:
 
 def capture_example(
     model: nn.Module, example_inputs: Mapping[str, Any] | None = None, passes: PassSettings = AS_MADE
-) -> tuple[Call, Key, tuple[Program, dict[str, Tensor], tuple[PassRecord, ...]]]:
-    """An example call of a model, the mode the model was in, and what `capture` makes of the call."""
+) -> tuple[Call, Key, Captured]:
+    """An example call of a model, the mode the model was in, and what `capture` makes of the call.
+
+    Where the model's code branches on data, the way is captured that the data of the call take; a call that was made for
+    the model says nothing of that.
+    """
     # As the engine reads any call: the program will serve calls with these arguments in any order.
     arguments = example_arguments(model, example_inputs)
     call = read_call(Parameters.of(model.forward), (), arguments)
     mode = mode_key(model, list(model.modules()))
     try:
-        return call, mode, capture(model, example_call(call), settings=passes)
+        captured = capture(model, example_call(call), settings=passes)
+        tried: set[tuple[bool, ...]] = set()  # where chance decides, no way may be the last one
+        while example_inputs is not None:
+            answers = other_way(model, captured, call)
+            if answers is None or answers in tried:
+                break
+            tried.add(answers)
+            captured = capture(model, example_call(call), answers=answers, settings=passes)
+        return call, mode, captured
     except CaptureError as error:
         if example_inputs is None:
             explain(error, model, arguments)
         raise
+
+
+def other_way(model: nn.Module, captured: Captured, call: Call) -> tuple[bool, ...] | None:
+    """What the data of a call say at the first branches of a program, if that is another way than it was captured for."""
+    program, constants, _ = captured
+    held = {node.args[1]: node.args[0] for node in program.graph.nodes if node.target is expect}
+    if not held or not program.sizes.hold(call.tensors):
+        return None
+    values = run(model, program, constants, tuple(held.values()), call.tensors)
+    for number, holds in sorted(zip(held, values, strict=True)):
+        if not bool(holds):
+            return (*program.answers[:number], not program.answers[number])
+    return None
 
 
 def look(

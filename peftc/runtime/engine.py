@@ -253,8 +253,7 @@ class Engine:
             named = ", ".join(dict.fromkeys(site.id for site in new[:5])) + (", …" if len(new) > 5 else "")
             warnings.warn(
                 f"this call reaches linear maps that the rules ask for and the plan does not have, as the example call did "
-                f"not reach them: {named}. No rule acts there. Compile in the mode and with the arguments of this call; "
-                "where values in them decide, rules act on the way that the example was captured for",
+                f"not reach them: {named}. No rule acts there. Compile in the mode and with the arguments of this call",
                 stacklevel=2,
             )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import peftc
-from peftc.certificate.gradients import captured_gradients, checkpointing, is_excused
+from peftc.certificate.gradients import captured_gradients, checkpointing, gradients_reach, is_excused
 from peftc.certificate.subject import examined
 from peftc.graphs.reading import is_call
 from peftc.rewrite import without_adapters
@@ -95,9 +95,62 @@ def test_only_what_no_output_depends_on_is_excused() -> None:
     x = torch.randn(3, 5, 6)
     compiled = peftc.compile(Uneven(), ["bitfit"], {"x": x})
     with examined(compiled, {"x": x}) as subject:
-        assert not is_excused(subject, "loud.weight")
+        assert not is_excused(subject, {"x": x}, "loud.weight")
         subject.plain = Failing(whole=False)
-        assert is_excused(subject, "inner.weight")
+        assert is_excused(subject, {"x": x}, "inner.weight")
         subject.plain = Failing(whole=True)
         with pytest.raises(RuntimeError, match="a fault of the model"):
-            is_excused(subject, "inner.weight")
+            is_excused(subject, {"x": x}, "inner.weight")
+
+
+class Faulty(Uneven):
+    """The same two maps, and a backward that fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        out.register_hook(raising)
+        return out
+
+
+@pytest.mark.parametrize("examine", [gradients_reach, captured_gradients])
+def test_what_the_model_itself_cannot_train_by_is_said(examine: Any) -> None:
+    x = torch.randn(3, 5, 6)
+    compiled = peftc.compile(Uneven(), ["lora:all-linear(rank=2)"], {"x": x})
+    with examined(compiled, {"x": x}) as subject:
+        subject.plain = Faulty()
+        finding = examine(subject)
+    assert finding.verdict == "not applicable"
+    assert finding.detail == "the model itself cannot be trained by the call: a fault of the model"
+
+
+class Writing(nn.Module):
+    """Where it keeps a cache, writes into what the gradient still needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Tensor:
+        held = torch.exp(self.inner(x))
+        out: Tensor = self.outer(held)
+        if use_cache:
+            held.mul_(2)
+        return out
+
+
+def test_a_model_that_trains_without_a_cache_alone_is_examined_so() -> None:
+    x = torch.randn(3, 5, 6)
+    certificate = peftc.check(peftc.compile(Writing(), ["lora:all-linear(rank=2)"], {"x": x}), {"x": x})
+    assert certificate.finding("gradients").verdict == "pass"
+    assert certificate.finding("captured gradients").verdict == "pass"
+
+
+def test_an_error_in_a_property_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cached_decoding(_: Any) -> Any:
+        raise ValueError("it gives back no cache")
+
+    monkeypatch.setattr("peftc.certificate.PROPERTIES", (cached_decoding,))
+    x = torch.randn(3, 5, 6)
+    (finding,) = peftc.check(peftc.compile(Uneven(), ["bitfit"], {"x": x}), {"x": x}).findings
+    assert (finding.name, finding.verdict) == ("cached decoding", "fail")
+    assert finding.detail == "ValueError: it gives back no cache"

@@ -29,7 +29,7 @@ class Branching(nn.Module):
                 y = y - 3
         if not mask.all():
             y = y + mask.float().mean()
-        return y
+        return y.sin()  # so that the linear map is no head
 
 
 def given(total: int, hidden: int, batch: int = 2) -> tuple[Tensor, Tensor]:

@@ -65,3 +65,13 @@ def test_what_the_example_call_reached_is_not_told() -> None:
         warnings.simplefilter("error")
         module(X)
         module.eval()(X)
+
+
+def test_an_example_that_takes_the_other_way_is_captured_on_it() -> None:
+    module: Any = peftc.compile(Branching().eval(), ["lora:all-linear(rank=2)"], {"x": -X}, defaults=False)
+    assert [each.site.path for each in module.peftc_plan.applications] == ["inner", "other"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(-X)
+        module(X)
+    assert peftc.sites(Branching().eval(), {"x": -X}) == module.peftc_plan.sites
