@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from peftc.analyse.channels import ChannelFlow, channels_of, is_elementwise
-from peftc.graphs.reading import argument, is_call, is_tensor, operator_name
+from peftc.graphs.reading import argument, is_call, is_tensor, operator_name, schema_of
 
 ACTIVATIONS = frozenset(
     "silu gelu quick_gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu"
@@ -21,8 +21,6 @@ STRAIGHT = frozenset(
     " nan_to_num type_as _to_copy rms_norm layer_norm round floor ceil trunc frac fmod remainder sign sgn".split()
 )
 """Operators that scale, shift, mix, round or cast: what they are between makes no network."""
-LIMITS = ("clamp", "clip", "clamp_min")
-"""Operators that bend numbers only where they cut at zero: elsewhere they keep large ones from overflowing."""
 PROBABILITIES = ("sigmoid", "softplus", "hardsigmoid")
 """Activations that routers and gates have too."""
 
@@ -72,8 +70,9 @@ def bends(node: fx.Node, flow: ChannelFlow) -> bool:
     """Whether a call that works number by number is no straight line in what a projection makes."""
     if is_call(node, "where"):
         return any(flow.of(side) for side in node.args[0].all_input_nodes)  # type: ignore[union-attr]
-    if is_call(node, *LIMITS):
-        return argument(node, "min") == 0
+    schema = schema_of(node)
+    if schema is not None and any(each.name == "min" for each in schema.arguments):
+        return bool(argument(node, "min") == 0)  # other limits keep large numbers from overflowing
     return operator_name(node) not in STRAIGHT
 
 
