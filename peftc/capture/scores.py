@@ -1,7 +1,8 @@
 """The pass that reads written-out attention whose scores take a longer way than the plain spelling's.
 
 Between the product of queries and keys and the softmax, models scale, add biases and masks, cap, cast and reshape.
-All of it but a cap is affine in the scores, so it is one factor and one mask that is added.
+All of it but a cap is affine in the scores, so it is one factor and one mask that is added. Longer than most files here:
+one way back from a softmax and the call that stands for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 
 from peftc.capture.attention import attention_call
 from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat
+from peftc.capture.sinks import leaves_out_the_last, maximum_of, sink_of
 from peftc.graphs.reading import (
     CONSTANT,
     MODULES,
@@ -62,6 +64,7 @@ class Read:
         inside: what they were multiplied with when a tanh was taken; None without one. The factor is its cap then.
         bias: what is added to the scores, in four axes.
         hidden: the conditions that hide a key, each where it was met.
+        sink: one more score of each query, in four axes.
     """
 
     factor: float = 1.0
@@ -69,6 +72,7 @@ class Read:
     inside: float | None = None
     bias: fx.Node | None = None
     hidden: list[fx.Node] = field(default_factory=list)
+    sink: fx.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,20 @@ def replace(graph: fx.Graph, softmax: fx.Node) -> None:
     if softmax.args[1] not in (-1, value(softmax).dim() - 1):
         raise Unread("not over the last axis")
     way = way_to(softmax.args[0])  # type: ignore[arg-type]
-    gathered, dropped, filled = onward(softmax)
+    gathered, dropped, filled, cut = onward(softmax)
     query, key_t = operands(way.product)
     values = gathered.args[1]
-    if not (is_tensor(values) and value(values).dim() == value(gathered).dim() == value(way.product).dim()):
+    heads, axes = heads_in_batch(way.product, query), value(way.product).dim()
+    if not is_tensor(values) or value(values).dim() != value(gathered).dim():
         raise Unread("the products have other numbers of axes")
-    maker = Maker(graph, gathered, way, heads_in_batch(way.product, query))
+    if value(values).dim() != axes and not (
+        heads and axes == 3
+    ):  # heads got an axis of their own between the two
+        raise Unread("the products have other numbers of axes")
+    maker = Maker(graph, gathered, way, heads)
     read = maker.read(way)
+    if cut != (read.sink is not None):
+        raise Unread("one score more than there are keys, or one weight less")
     if any(condition not in read.hidden for condition in filled):
         raise Unread("weights are hidden behind the softmax that were seen before it")
     maker.put(read, query, key_t, values, dropped, infinite=bool(filled))
@@ -116,13 +127,21 @@ def way_to(scores: fx.Node) -> Way:
     """The way back from the softmax to the product, through what is affine in the scores."""
     steps: list[tuple[fx.Node, int]] = []
     node = scores
+    excused: set[fx.Node] = set()
     while True:
         if is_call(node, *PRODUCTS):
             return Way(node, steps[::-1])
-        if len(node.users) != 1:
+        if len([user for user in node.users if user not in excused and not reads_form(user, node)]) != 1:
             raise Unread(f"{node.name} is read by others too")
         name = operator_name(node)
-        if name in ("add", "sub"):
+        if (maximum := maximum_of(node)) is not None:
+            excused.add(maximum)
+            position = 0
+        elif (beside := sink_of(node)) is not None:
+            steps.append((node, 0))
+            node = beside[0]
+            continue
+        elif name in ("add", "sub"):
             position = which(node)
         elif name == "where":
             position = 1
@@ -130,6 +149,7 @@ def way_to(scores: fx.Node) -> Way:
             "mul",
             "div",
             "masked_fill",
+            "masked_fill_",  # left in place where what it writes into is read for its format
             "max",
             "maximum",
             "clamp",
@@ -146,6 +166,11 @@ def way_to(scores: fx.Node) -> Way:
             raise Unread(f"{node.name} reads no scores")
         steps.append((node, position))
         node = source
+
+
+def reads_form(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a call reads nothing of a value but its format or its sizes."""
+    return is_call(user, "type_as", "view_as", "expand_as") and user.args[0] is not node
 
 
 def which(node: fx.Node) -> int:
@@ -174,9 +199,9 @@ def leads(node: fx.Node) -> bool:
         node = source
 
 
-def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node]]:
-    """The product with the values, the dropout before it, and what hides weights behind the softmax."""
-    node, dropped = softmax, None
+def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node], bool]:
+    """The product with the values, the dropout before it, what hides weights behind the softmax, and whether one is cut off."""
+    node, dropped, cut = softmax, None, False
     filled: list[fx.Node] = []
     while True:
         users = list(node.users)
@@ -184,11 +209,13 @@ def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node]]:
             raise Unread("the weights are read by others too")
         user = users[0]
         if is_call(user, "matmul", "bmm") and user.args[0] is node:
-            return user, dropped, filled
+            return user, dropped, filled, cut
         if is_call(user, "dropout") and dropped is None:
             dropped = user
-        elif is_call(user, "masked_fill") and user.args[2] == 0:
+        elif is_call(user, "masked_fill") and number_of(user.args[2]) == 0:
             filled.append(user.args[1])  # type: ignore[arg-type]
+        elif leaves_out_the_last(user) and not cut:
+            cut = True
         elif not is_call(user, *LAYOUT, *SAME):
             raise Unread(f"{user.name} reads the weights")
         node = user
@@ -247,9 +274,13 @@ class Maker:
     def step(self, read: Read, node: fx.Node, position: int) -> None:
         """One step."""
         name = operator_name(node)
-        if name in SAME:
+        if name in SAME or maximum_of(node) is not None:
             return
-        if name in LAYOUT:
+        if read.sink is not None:
+            raise Unread(f"{node.name} changes a sink")
+        if (beside := sink_of(node)) is not None:
+            read.sink = self.lined_up(beside[1], value(node).dim())
+        elif name in LAYOUT:
             self.reshape(node)
         elif name in ("mul", "div"):
             self.multiply(read, node, node.args[1 - position])
@@ -259,7 +290,7 @@ class Maker:
             if read.bias is not None or read.inside is not None:
                 raise Unread(f"{node.name} caps biased scores")
             read.inside, read.factor = read.factor, 1.0
-        elif name in ("where", "masked_fill"):
+        elif name in ("where", "masked_fill", "masked_fill_"):
             self.hide(read, node, value(node).dim())
         else:
             least = node.args[1] if len(node.args) > 1 else argument(node, "min")
@@ -380,6 +411,8 @@ class Maker:
                 for each in (query, keys)
             )
         bias = read.bias
+        if read.sink is not None:
+            keys, values, bias = self.with_sink(keys, values, bias, read.sink)
         if bias is not None:
             if infinite:
                 low = self.make(aten.le.Scalar, bias, HIDES)
@@ -405,6 +438,25 @@ class Maker:
             new = self.make(aten.to.dtype, new, value(self.at).dtype)
         self.at.replace_all_uses_with(new)
 
+    def with_sink(
+        self, keys: fx.Node, values: fx.Node, bias: fx.Node | None, sink: fx.Node
+    ) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """Keys, values and what is added to scores, with a key and a value of zeros whose score is the sink."""
+        if bias is None:
+            first = self.make(aten.slice.Tensor, keys, 3, 0, 1)
+            bias = self.make(aten.to.dtype, self.make(aten.transpose.int, first, 2, 3), self.score_dtype)
+            bias = self.make(aten.zeros_like.default, bias)
+        wide = self.make(aten.add.Tensor, bias, self.make(aten.zeros_like.default, sink))
+        longer = [
+            self.make(
+                aten.cat.default,
+                [each, self.make(aten.zeros_like.default, self.make(aten.slice.Tensor, each, 2, 0, 1))],
+                2,
+            )
+            for each in (keys, values)
+        ]
+        return longer[0], longer[1], self.make(aten.cat.default, [wide, sink], -1)
+
 
 def turned(node: fx.Node) -> bool:
     """Whether a node exchanges the last two axes of its input."""
@@ -427,8 +479,12 @@ def constant_of(node: fx.Node) -> float | None:
     return float(held) if isinstance(held, Tensor) and held.numel() == 1 else None
 
 
+def number_of(held: object) -> object:
+    """The number that an argument is, where it is known before anything runs."""
+    return constant_of(held) if isinstance(held, fx.Node) else held
+
+
 def hides(low: object) -> bool:
     """Whether a score of this value is of a key that is not seen."""
-    if isinstance(low, fx.Node):
-        low = constant_of(low)
+    low = number_of(low)
     return isinstance(low, (int, float)) and low <= HIDES
