@@ -31,7 +31,7 @@ def linears(findings: Findings) -> Iterator[tuple[Site, Use]]:
     found = [
         linear(findings, findings.projections[node], part) for node, parts in played.items() for part in parts
     ]
-    yield from told_apart(one_part_each(sorted(found, key=lambda pair: findings.order[pair[1].anchor])))
+    yield from one_part_each(sorted(found, key=lambda pair: findings.order[pair[1].anchor]))
 
 
 def linear(findings: Findings, projection: Projection, part: Part) -> tuple[Site, Use]:
@@ -123,14 +123,3 @@ def also_said(evidence: str, others: Iterable[str]) -> str:
     """The evidence of a site, with the parts that its weight plays elsewhere."""
     said = ", ".join(others)
     return f"{evidence}; elsewhere {said}" if said else evidence
-
-
-def told_apart(found: Iterator[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
-    """Linear sites, with the name of the weight where one module has several that play one part."""
-    pairs = list(found)
-    weights: dict[tuple[str, str], set[str]] = {}
-    for site, _ in pairs:
-        weights.setdefault((site.path, site.part), set()).add(site.weights["W"])
-    for site, use in pairs:
-        alone = len(weights[site.path, site.part]) == 1
-        yield site if alone else replace(site, name=site.weights["W"].rpartition(".")[2]), use

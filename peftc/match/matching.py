@@ -261,7 +261,7 @@ class Matcher:
 
         An optional operand, such as a mask, may have fewer: it is broadcast.
         """
-        located = self.analysis.find(site.id, site.role)
+        located = self.analysis.find(site)
         for port, axes in section.values().items():
             if ROLES[site.role].ports[port].optional:
                 continue
@@ -273,7 +273,7 @@ class Matcher:
 
     def unchangeable(self, section: Section, site: Site) -> str | None:
         """Which operand that a section rewrites is not the site's alone, or None."""
-        located = self.analysis.find(site.id, site.role)
+        located = self.analysis.find(site)
         for port in section.rewrite:
             if ROLES[site.role].ports[port].kind == "operand" and any(
                 port in use.ports and use.ports[port].kind == "value"
@@ -357,7 +357,7 @@ class Matcher:
             owner, _, last = owner.rpartition(".")
             rest.insert(0, last)
         if site.name:
-            rest.append(site.name)
+            rest.append(site.name.replace(".", "_"))
         if number:
             rest.append(str(number))
         return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])
