@@ -40,6 +40,17 @@ def none(name: str, why: str) -> Finding:
     return Finding(name, "not applicable", detail=why)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words that fit it."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_line(why: BaseException) -> str:
+    """What an error says, as far as a detail has room."""
+    said = str(why).strip().splitlines() or [type(why).__name__]
+    return said[0][:120]
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Every finding about one compiled module."""

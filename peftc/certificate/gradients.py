@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from peftc.certificate.findings import Finding, none, within
-from peftc.certificate.subject import Arguments, Subject, kept, main_output, wanting_gradients
+from peftc.certificate.outputs import outputs_of
+from peftc.certificate.subject import Arguments, Subject, kept, wanting_gradients
 
 
 def gradients_reach(subject: Subject) -> Finding:
@@ -214,7 +215,16 @@ def tried(subject: Subject) -> Arguments | str:
 
 def loss_of(module: nn.Module, arguments: Arguments) -> Tensor:
     """A number that depends on every output, not symmetric in them: norms would hide a mean or a scale."""
-    outputs = main_output(module(**arguments)).float()
-    finite = outputs.masked_fill(~torch.isfinite(outputs), 0.0)
-    weights = torch.linspace(0.3, 1.7, finite.numel(), device=finite.device).reshape(finite.shape)
-    return (finite.pow(2) * weights).mean() + (finite * weights.flip(-1)).mean()
+    return torch.stack([share_of(output) for output in outputs_of(module(**arguments)).values()]).sum()
+
+
+def share_of(output: Tensor) -> Tensor:
+    """What an output adds to that number; of one that is nowhere a number, which has no gradient either, nothing."""
+    found = output.float()
+    finite = torch.isfinite(found)
+    if not bool(finite.any()):
+        return torch.zeros((), device=found.device)
+    found = found.masked_fill(~finite, 0.0)
+    weights = torch.linspace(0.3, 1.7, found.numel(), device=found.device).reshape(found.shape)
+    other = weights.flip(-1) if weights.dim() else weights
+    return (found.pow(2) * weights).mean() + (found * other).mean()

@@ -6,14 +6,17 @@ One property says one thing that users rely on; where the model as it came does 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.findings import Finding, counted, first_line, none, within
 from peftc.certificate.gradients import captured_gradients, checkpointing, gradients_reach
 from peftc.certificate.identity import identity_at_start
 from peftc.certificate.invariances import batch, decoding, padding
-from peftc.certificate.subject import Subject, error, run
+from peftc.certificate.outputs import difference, run_whole
+from peftc.certificate.sizes import Size, calls_of_sizes, size_of
+from peftc.certificate.subject import Subject
 from peftc.certificate.visibility import keys_in_front, visibility
 from peftc.errors import MergeError, PeftcError
 from peftc.runtime.merging import merged_weights, plain_model, unmergeable
@@ -23,21 +26,28 @@ Property = Callable[[Subject], Finding]
 
 def adapters_off(subject: Subject) -> Finding:
     """With adapters off, the module computes what the model did, at the call's sizes and at others."""
-    worst, sizes = 0.0, 0
-    for arguments in (subject.arguments, subject.of_size(3, 9), subject.of_size(1, 5)):
+    name = "adapters off"
+    worst, sizes, names, refused = 0.0, set[Size](), set[str](), ""
+    for arguments in calls_of_sizes(subject):
         try:
-            want = run(subject.plain, arguments)
-        except Exception:  # noqa: BLE001 - the model itself does not take this size
+            want = run_whole(subject.plain, arguments)
+        except TimeoutError:
+            raise
+        except Exception as why:  # noqa: BLE001 - the model itself does not take this size
+            refused = refused or first_line(why)
             continue
-        sizes += 1
+        sizes.add(size_of(arguments))
+        names.update(want)
         with subject.compiled.disable_adapter():
-            worst = max(worst, error(run(subject.compiled, arguments), want))
-    return within(
-        "adapters off",
-        worst,
-        subject.tolerance,
-        f"largest relative difference to the model, in calls of {sizes} sizes",
+            worst = max(worst, difference(run_whole(subject.compiled, arguments), want))
+    if not sizes:
+        return Finding(name, "fail", detail=f"the model itself takes no such call: {refused}")
+    rows, lengths = {size[0] for size in sizes}, {size[1:] for size in sizes}
+    outputs = f" of {len(names)} outputs" if len(names) > 1 else ""
+    detail = (
+        f"largest relative difference to the model{outputs}, in calls of {counted(len(rows), 'batch size')}"
     )
+    return within(name, worst, subject.tolerance, f"{detail} and {counted(len(lengths), 'length')}")
 
 
 def merged(subject: Subject) -> Finding:
@@ -50,21 +60,22 @@ def merged(subject: Subject) -> Finding:
     except MergeError as why:
         return none(name, why.message)
     model = plain_model(subject.compiled, weights).eval()
-    figure = error(run(model, subject.arguments), run(subject.compiled, subject.arguments))
+    figure = difference(run_whole(model, subject.arguments), run_whole(subject.compiled, subject.arguments))
     return within(name, figure, 5 * subject.tolerance, "largest relative difference, merged to beside")
 
 
 def traced(subject: Subject) -> Finding:
     """Under `torch.compile` in one graph, the module computes the same."""
     arguments = subject.arguments
-    want = run(subject.compiled, arguments)
+    want = run_whole(subject.compiled, arguments)
     torch._dynamo.reset()  # noqa: SLF001 - torch documents no other way to forget traces
     try:
-        figure = error(run(torch.compile(subject.compiled, backend="eager", fullgraph=True), arguments), want)  # type: ignore[arg-type]
+        compiled: Any = torch.compile(subject.compiled, backend="eager", fullgraph=True)
+        figure = difference(run_whole(compiled, arguments), want)
     except PeftcError:
         raise
     except Exception as why:  # noqa: BLE001 - the tracer may raise anything: that is the finding
-        return Finding("torch.compile", "fail", detail=str(why).splitlines()[0][:120])
+        return Finding("torch.compile", "fail", detail=first_line(why))
     finally:
         torch._dynamo.reset()  # noqa: SLF001
     return within(

@@ -100,7 +100,12 @@ def varied(arguments: Mapping[str, Any], module: nn.Module, seed: int = 0) -> Ar
 def in_step(arguments: Mapping[str, Any]) -> set[str]:
     """Names of token ids and of what goes along with them, such as a mask: not of sizes, nor of masks of patches."""
     rows = {name: value for name, value in arguments.items() if is_rows(value)}
-    texts = [name for name in rows if kind_of(name) == "ids"] or list(rows)
+    others = [value for value in arguments.values() if isinstance(value, Tensor) and not is_rows(value)]
+    beside = {
+        length for value in others for length in value.shape[1:]
+    }  # a mask of waves goes along with them
+    texts = [name for name in rows if kind_of(name) == "ids"]
+    texts = texts or [name for name in rows if rows[name].shape[1] not in beside]
     lengths = {rows[name].shape[1] for name in texts}
     return {name for name, value in rows.items() if value.shape[1] in lengths}
 
