@@ -8,7 +8,7 @@ and a value tells of which tokens it is made.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -18,7 +18,17 @@ from torch import Tensor, fx
 
 from peftc.analyse.projections import Projection
 from peftc.analyse.streams import is_residual
-from peftc.graphs.reading import CONSTANT, hint, is_call, is_tensor, operator_name, shape, value
+from peftc.graphs.reading import (
+    CONSTANT,
+    argument,
+    hint,
+    is_call,
+    is_pointwise,
+    is_tensor,
+    operator_name,
+    shape,
+    value,
+)
 
 MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand flatten unflatten"
@@ -28,8 +38,10 @@ MOVES = frozenset(
 SPLITS = frozenset("split split_with_sizes chunk unbind tensor_split unsafe_split unsafe_chunk".split())
 POINTWISE = frozenset(
     "add sub mul div neg rsub dropout silu gelu relu tanh sigmoid where masked_fill clamp pow rms_norm"
-    " layer_norm type_as _to_copy leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid".split()
+    " layer_norm type_as _to_copy leaky_relu elu softplus hardswish mish relu6 quick_gelu celu selu hardsigmoid prelu"
+    " log_sigmoid".split()
 )
+"""Operators that work number by number, in their last axis at most; torch tells of more: see `is_elementwise`."""
 
 Layers = tuple[Tensor, ...]
 """Numbers in a value's shape: token · channels + channel, -1 where it is made of none; a sum has several such."""
@@ -53,11 +65,7 @@ class ChannelFlow:
         if not isinstance(node, fx.Node):
             return {}
         if node not in self.told:
-            each = {
-                origin: torch.cat([layer[layer >= 0] for layer in layers]) % shape(origin)[-1]
-                for origin, layers in self.layers(node).items()
-            }
-            self.told[node] = {origin: torch.unique(held) for origin, held in each.items() if len(held)}
+            self.told[node] = channels_of(self.layers(node))
         return self.told[node]
 
     def layers(self, node: object) -> dict[fx.Node, Layers]:
@@ -94,7 +102,9 @@ class ChannelFlow:
             return self.scattered(node)
         if name in ("cat", "stack"):
             return self.joined(node)
-        if name in POINTWISE and not is_residual(node, self.order):
+        if name == "glu":
+            return laid_all(pair for half in self.halves(node) for pair in half.items())
+        if is_elementwise(node) and not is_residual(node, self.order):
             return self.spread(node)
         return {}
 
@@ -152,6 +162,15 @@ class ChannelFlow:
                     result[origin] = laid(result.get(origin, ()), layer.expand(sizes))
         return {origin: layers for origin, layers in result.items() if len(layers) <= MOST_LAYERS}
 
+    def halves(self, node: fx.Node) -> tuple[dict[fx.Node, Layers], dict[fx.Node, Layers]]:
+        """Channels of what a gated linear unit multiplies, and of what it puts into the sigmoid that it multiplies with."""
+        held, dim = self.layers(node.args[0]), argument(node, "dim")
+        first, second = (
+            {origin: tuple(layer.chunk(2, dim)[at] for layer in layers) for origin, layers in held.items()}
+            for at in (0, 1)
+        )
+        return first, second
+
     def is_token_wise(self, node: fx.Node, origin: fx.Node) -> bool:
         """Whether each token of a value [… d] is made of the same token, and no other, of what a projection makes."""
         layers = self.layers(node).get(origin, ())
@@ -167,12 +186,44 @@ class ChannelFlow:
         return len(first) == prod(before) == len(first.unique())  # axes may have changed places
 
 
+def channels_of(held: Mapping[fx.Node, Layers]) -> dict[fx.Node, Tensor]:
+    """The numbers of the channels in some layers, of each origin, counting up."""
+    each = {
+        origin: torch.cat([layer[layer >= 0] for layer in layers]) % shape(origin)[-1]
+        for origin, layers in held.items()
+    }
+    return {origin: torch.unique(numbers) for origin, numbers in each.items() if len(numbers)}
+
+
+def laid_all(pairs: Iterable[tuple[fx.Node, Layers]]) -> dict[fx.Node, Layers]:
+    """The layers of each origin among some that were told apart."""
+    result: dict[fx.Node, Layers] = {}
+    for origin, layers in pairs:
+        for layer in layers:
+            result[origin] = laid(result.get(origin, ()), layer)
+    return result
+
+
 def laid(layers: Layers, new: Tensor) -> Layers:
     """Some layers and one more, which is put into one of them where that has no other channels at its places."""
     for place, layer in enumerate(layers):
         if bool(((layer == new) | (layer < 0) | (new < 0)).all()):
             return (*layers[:place], torch.maximum(layer, new), *layers[place + 1 :])
     return (*layers, new)
+
+
+def is_elementwise(node: fx.Node) -> bool:
+    """Whether each number of a value is made of those at its own place.
+
+    What compares says of numbers which is larger, and is made of none.
+    """
+    if operator_name(node) in POINTWISE:
+        return True
+    return (
+        is_pointwise(node)
+        and is_tensor(node)
+        and (value(node).is_floating_point() or value(node).is_complex())
+    )
 
 
 def constant_of(node: fx.Node) -> Tensor | None:
@@ -224,7 +275,7 @@ def downstream(
                     found.append(user)
             elif (
                 user not in seen
-                and (operator_name(user) in MOVES | POINTWISE or user.target is operator.getitem)
+                and (operator_name(user) in MOVES or is_elementwise(user) or user.target is operator.getitem)
                 and not is_residual(user, order)
             ):
                 seen.add(user)

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from peftc.analyse.channels import MOVES, POINTWISE
+from peftc.analyse.channels import MOVES, is_elementwise
 from peftc.analyse.projections import Projection
 from peftc.graphs.reading import BY_NUMBER, ancestors, is_call, is_tensor, operator_name, shape, value
 
 GROUPED = (*BY_NUMBER, "bmm", "baddbmm")
-ON_THE_WAY = (
-    MOVES
-    | POINTWISE
-    | frozenset(["index", "sum", "getitem", "chunk", "split", "split_with_sizes", "index_add"])
+ON_THE_WAY = MOVES | frozenset(
+    ["index", "sum", "getitem", "chunk", "split", "split_with_sizes", "index_add", "glu"]
 )
 
 
@@ -92,7 +90,7 @@ def next_product(up: fx.Node, stacks: Mapping[fx.Node, str]) -> fx.Node | None:
         for user in queue.pop(0).users:
             if user in stacks:
                 return user
-            if user not in seen and operator_name(user) in ON_THE_WAY:
+            if user not in seen and (operator_name(user) in ON_THE_WAY or is_elementwise(user)):
                 seen.add(user)
                 queue.append(user)
     return None
@@ -123,7 +121,8 @@ def gathered(down: fx.Node, tokens: fx.Node) -> fx.Node | None:
         if node is not down and is_tensor(node) and tuple(map(str, value(node).shape)) == form:
             return node
         for user in node.users:
-            if user not in seen and (operator_name(user) in ON_THE_WAY | {"index_put", "scatter_add"}):
+            gathers = operator_name(user) in ON_THE_WAY | {"index_put", "scatter_add"}
+            if user not in seen and (gathers or is_elementwise(user)):
                 seen.add(user)
                 queue.append(user)
     return None

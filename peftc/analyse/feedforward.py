@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
+from peftc.analyse.activations import PROBABILITIES, Activation, activations, is_times_itself
 from peftc.analyse.attention import AttentionCore
-from peftc.analyse.channels import MOVES, POINTWISE, ChannelFlow, downstream
+from peftc.analyse.channels import MOVES, ChannelFlow, downstream, is_elementwise
 from peftc.analyse.projections import Projection
 from peftc.analyse.residuals import between
 from peftc.graphs.reading import (
@@ -21,16 +22,11 @@ from peftc.graphs.reading import (
     value,
 )
 
-ACTIVATIONS = frozenset(
-    "silu gelu quick_gelu relu tanh sigmoid leaky_relu elu hardswish mish relu6 softplus hardsigmoid celu selu erf"
-    " prelu".split()
-)
-
 EMPTY = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full".split()
 )
 """Operators that read the form of a value and nothing of what is in it."""
-ALIKE = frozenset(["to", "contiguous", "alias", "detach", "prelu"])
+ALIKE = frozenset(["to", "contiguous", "alias", "detach", "glu"])
 """Operators that work number by number, which torch does not tell of them."""
 
 
@@ -79,22 +75,18 @@ def feed_forwards(
         return origin not in taken or (index is not None and taken[origin].isdisjoint(index.tolist()))
 
     found: dict[fx.Node, FeedForward] = {}
-    for node in graph.nodes:
-        if operator_name(node) not in ACTIVATIONS:
-            continue
-        activated = {
-            origin: index for origin, index in flow.of(node.args[0]).items() if is_free(origin, index)
-        }
-        readers = downstream(node, projections, flow.order)
-        if len(activated) != 1 or not readers or readers[0] in taken or readers[0] in found:
+    for activation in activations(graph, flow):
+        node, name = activation.node, activation.name
+        activated = {origin: index for origin, index in activation.channels.items() if is_free(origin, index)}
+        readers = downstream(node, projections, flow.order) if len(activated) == 1 else []
+        if not readers or readers[0] in taken or readers[0] in found:
             continue
         (first, channels), down = next(iter(activated.items())), readers[0]
         if projections[first].d_in != projections[down].d_out:
             continue
-        other = factor(node, first, channels, flow, projections)
-        if other is None and operator_name(node) in ("sigmoid", "softplus", "hardsigmoid"):
+        other = factor(activation, first, channels, flow, projections)
+        if other is None and name in PROBABILITIES and not is_times_itself(node, first, flow):
             continue  # a router's probabilities, not an activation
-        name = operator_name(node)
         if other is None:
             found[down] = FeedForward(first, down, None, name, {"up": channels})
         elif other.origin is first and other.channels is not None:
@@ -125,7 +117,7 @@ def may_mix(node: fx.Node, origin: fx.Node, flow: ChannelFlow) -> bool:
     """Whether tokens of what a projection makes may be mixed at a node, or were so before it and are no more told."""
     if not is_tensor(node) or origin in flow.layers(node) or operator_name(node) in EMPTY:
         return False
-    pointwise = is_pointwise(node) or operator_name(node) in POINTWISE | ALIKE
+    pointwise = is_pointwise(node) or is_elementwise(node) or operator_name(node) in ALIKE
     if not pointwise and not is_along_last(node):
         return True
     sources = [source for source in node.all_input_nodes if origin in flow.layers(source)]
@@ -141,14 +133,16 @@ def is_along_last(node: fx.Node) -> bool:
 
 
 def factor(
-    activation: fx.Node,
+    activation: Activation,
     own: fx.Node,
     channels: Tensor,
     flow: ChannelFlow,
     projections: Mapping[fx.Node, Projection],
 ) -> Factor | None:
     """What an activation is multiplied with on its way down, other than itself; None for nothing."""
-    queue, seen = [activation], {activation}
+    for origin, index in activation.factors.items():
+        return Factor(origin, index)
+    queue, seen = [activation.node], {activation.node}
     mine = set(channels.unique().tolist())
     while queue:
         current = queue.pop(0)
@@ -164,7 +158,7 @@ def factor(
                         return Factor(
                             None
                         )  # a scan or a pooled value: the product is no feed-forward network
-            if user not in seen and operator_name(user) in MOVES | POINTWISE:
+            if user not in seen and (operator_name(user) in MOVES or is_elementwise(user)):
                 seen.add(user)
                 queue.append(user)
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from peftc.analyse.channels import MOVES, POINTWISE
+from peftc.analyse.channels import MOVES, is_elementwise
 from peftc.analyse.norms import CASTS, NORMS
 from peftc.analyse.streams import is_stream, other_side
 from peftc.analyse.structure import block_of
@@ -80,7 +80,9 @@ def sums_of(result: fx.Node, order: Mapping[fx.Node, int]) -> list[tuple[fx.Node
     while queue:
         current = queue.pop(0)
         for user in current.users:
-            if user in seen or operator_name(user) not in MOVES | POINTWISE or not is_tensor(user):
+            if user in seen or not is_tensor(user):
+                continue
+            if operator_name(user) not in MOVES and not is_elementwise(user):
                 continue
             seen.add(user)
             other = other_side(user, current)
