@@ -5,16 +5,17 @@ One property says one thing that users rely on; where the model as it came does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from peftc.certificate.findings import Finding, counted, first_line, none, within
 from peftc.certificate.gradients import captured_gradients, checkpointing, gradients_reach
 from peftc.certificate.identity import identity_at_start
 from peftc.certificate.invariances import batch, decoding, padding
-from peftc.certificate.outputs import difference, run_whole
+from peftc.certificate.outputs import Outputs, difference, run_whole
 from peftc.certificate.sizes import Size, calls_of_sizes, size_of
 from peftc.certificate.subject import Subject
 from peftc.certificate.visibility import keys_in_front, visibility
@@ -60,8 +61,26 @@ def merged(subject: Subject) -> Finding:
     except MergeError as why:
         return none(name, why.message)
     model = plain_model(subject.compiled, weights).eval()
-    figure = difference(run_whole(model, subject.arguments), run_whole(subject.compiled, subject.arguments))
-    return within(name, figure, 5 * subject.tolerance, "largest relative difference, merged to beside")
+    want = run_whole(model, subject.arguments)
+    figure, bound = difference(run_whole(subject.compiled, subject.arguments), want), 5 * subject.tolerance
+    if figure > bound:
+        bound = max(bound, 4 * moved_by_rounding(subject, weights, want))
+    return within(name, figure, bound, "largest relative difference, merged to beside")
+
+
+def moved_by_rounding(subject: Subject, weights: Mapping[str, Tensor], want: Outputs) -> float:
+    """How far outputs move where merged weights are rounded another way: some models make much of the last bit."""
+    moved = 0.0
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        rounded = {
+            path: weight
+            * (1 + torch.finfo(weight.dtype).eps * torch.randn(weight.shape, generator=generator).to(weight))
+            for path, weight in weights.items()
+        }
+        model = plain_model(subject.compiled, rounded).eval()
+        moved = max(moved, difference(run_whole(model, subject.arguments), want))
+    return moved
 
 
 def traced(subject: Subject) -> Finding:
