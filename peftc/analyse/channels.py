@@ -226,6 +226,13 @@ def is_elementwise(node: fx.Node) -> bool:
     )
 
 
+def is_side_by_side(node: fx.Node) -> bool:
+    """Whether a node puts the channels of some values side by side, as those of heads; tokens in a row are not meant."""
+    if is_call(node, "stack"):
+        return True
+    return is_call(node, "cat") and argument(node, "dim") in (-1, value(node).dim() - 1)
+
+
 def constant_of(node: fx.Node) -> Tensor | None:
     """The whole numbers that a node holds, where they are a constant of the model's code."""
     while is_call(node, "detach", "to", "lift_fresh_copy", "clone", "alias"):
@@ -264,7 +271,10 @@ def rows_of(numbers: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
 def downstream(
     node: fx.Node, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]
 ) -> list[fx.Node]:
-    """The projections that read a value first, through data movement and elementwise operations but no residual sum."""
+    """The projections that read a value first, alone or beside others: through data movement and elementwise operations.
+
+    Through no residual sum.
+    """
     found: list[fx.Node] = []
     queue, seen = [node], {node}
     while queue:
@@ -275,7 +285,12 @@ def downstream(
                     found.append(user)
             elif (
                 user not in seen
-                and (operator_name(user) in MOVES or is_elementwise(user) or user.target is operator.getitem)
+                and (
+                    operator_name(user) in MOVES | SPLITS
+                    or is_elementwise(user)
+                    or user.target is operator.getitem
+                    or is_side_by_side(user)
+                )
                 and not is_residual(user, order)
             ):
                 seen.add(user)
