@@ -22,7 +22,8 @@ class Head(nn.Module):
         self.first, self.second, self.third = (nn.Linear(D, D // HEADS) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.first(x) @ self.second(x).mT / 2).softmax(-1) @ self.third(x)
+        made: Tensor = (self.first(x) @ self.second(x).mT / 2).softmax(-1) @ self.third(x)
+        return made
 
 
 class OneModuleEach(nn.Module):
@@ -34,7 +35,8 @@ class OneModuleEach(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made = [head(x) for head in self.heads]
         gathered = torch.stack(made, -2).flatten(-2) if self.stacked else torch.cat(made, -1)
-        return x + self.last(gathered)
+        result: Tensor = x + self.last(gathered)
+        return result
 
 
 class SideBySide(nn.Module):
@@ -43,7 +45,8 @@ class SideBySide(nn.Module):
         self.first, self.wide, self.last = Head(), nn.Linear(D, 20), nn.Linear(D // HEADS + 20, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(torch.cat([self.first(x), functional.gelu(self.wide(x))], -1))
+        made: Tensor = x + self.last(torch.cat([self.first(x), functional.gelu(self.wide(x))], -1))
+        return made
 
 
 class InARow(nn.Module):
@@ -54,11 +57,12 @@ class InARow(nn.Module):
         self.one, self.two, self.last = Head(), Head(), nn.Linear(D // HEADS, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.cat([self.one(x), self.two(x)], 1))
+        made: Tensor = self.last(torch.cat([self.one(x), self.two(x)], 1))
+        return made
 
 
 def part(module: nn.Module, path: str = "last") -> list[str]:
-    found = analyse(captured(module, **GIVEN).graph, module).sites
+    found = analyse(captured(module, x=GIVEN["x"]).graph, module).sites
     return [site.part for site in found if site.role == "linear" and site.path == path]
 
 
