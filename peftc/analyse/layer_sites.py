@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import fx
+
 from peftc.analyse.attention import AttentionCore
 from peftc.analyse.experts import Experts
 from peftc.analyse.feedforward import FeedForward
 from peftc.analyse.findings import Findings
 from peftc.analyse.norms import norms
 from peftc.analyse.paths import common_path, lookup
-from peftc.analyse.residuals import Residual, Seed, residuals
+from peftc.analyse.residuals import Residual, Seed, between, residuals
 from peftc.analyse.site import Port, Site, Use
 from peftc.analyse.windows import window_of
-from peftc.graphs.reading import module_path, shape
+from peftc.graphs.reading import is_tensor, module_path, shape
 from peftc.lang.roles import BOTH
 
 
@@ -73,10 +75,17 @@ def input_of(findings: Findings, network: FeedForward) -> Port:
         (findings.projections[node] for node in nodes), key=lambda each: findings.order[each.node]
     )
     alike = all((each.x, each.at) == (first.x, first.at) for each in others)
-    shared = any(node in core.parts for core in findings.cores for node in nodes)
-    if shared or not alike:
+    if not alike or not all(is_read_inside(node, network, findings) for node in nodes):
         return Port("value", first.node, first.at)
     return Port("operand", first.node, first.at, others=tuple(each.node for each in others))
+
+
+def is_read_inside(node: fx.Node, network: FeedForward, findings: Findings) -> bool:
+    """Whether nothing but a network reads what a product of it makes."""
+    inside = {*between(node, findings.projections[network.down].x), network.down}
+    return all(
+        user in inside or not is_tensor(user) for each in inside - {network.down} for user in each.users
+    )
 
 
 def mixture_site(findings: Findings, experts: Experts) -> tuple[Site, Use]:

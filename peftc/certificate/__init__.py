@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from peftc.certificate.findings import Certificate, Finding
+from peftc.certificate.findings import Certificate, Finding, first_line
 from peftc.certificate.properties import PROPERTIES, Property
-from peftc.certificate.subject import Subject, examined, varied
+from peftc.certificate.subject import Subject, examined, run, varied
 from peftc.errors import CaptureError, PeftcError
 
 
@@ -19,7 +19,8 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
         example_inputs: arguments of `forward` by name; a transformers model needs none.
 
     Raises:
-        CaptureError: the module is none that peftc compiled, or a call that a property makes cannot be captured.
+        CaptureError: the module is none that peftc compiled, the model itself raises an error when it is called so, or
+            a call that a property makes cannot be captured.
     """
     if not hasattr(compiled, "peftc_plan"):
         raise CaptureError(
@@ -32,9 +33,26 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     if example_inputs is None:
         arguments = varied(arguments, compiled)
     with examined(compiled, arguments) as subject:
+        refuse_what_the_model_refuses(subject)
         findings = tuple(finding_of(examine, subject) for examine in PROPERTIES)
         rules = tuple(bound.text or bound.label for bound in subject.plan.rules)
     return Certificate(type(subject.plain).__name__, rules, findings)
+
+
+def refuse_what_the_model_refuses(subject: Subject) -> None:
+    """Raises CaptureError where the model as it came raises an error in the call: there is nothing to compare with."""
+    try:
+        run(subject.plain, subject.arguments)
+    except TimeoutError:
+        raise
+    except Exception as why:
+        shapes = {n: list(v.shape) for n, v in subject.arguments.items() if isinstance(v, Tensor)}
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise CaptureError(
+            f"{type(subject.plain).__name__} itself raises {type(why).__name__} in this call: {first_line(why)}",
+            detail=(f"it was called with {shown or 'no tensor'}",),
+            hint="give example inputs that the model takes, such as ids of its vocabulary",
+        ) from why
 
 
 def finding_of(examine: Property, subject: Subject) -> Finding:
@@ -44,10 +62,8 @@ def finding_of(examine: Property, subject: Subject) -> Finding:
     except (PeftcError, TimeoutError):
         raise
     except Exception as why:  # noqa: BLE001 - whatever the module raises where the model did not
-        said = str(why).strip().splitlines() or [""]
-        return Finding(
-            examine.__name__.replace("_", " "), "fail", detail=f"{type(why).__name__}: {said[0][:120]}"
-        )
+        said = f"{type(why).__name__}: {first_line(why)}"
+        return Finding(examine.__name__.replace("_", " "), "fail", detail=said)
 
 
 __all__ = ["Certificate", "Finding", "check"]

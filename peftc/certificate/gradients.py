@@ -5,13 +5,16 @@ Where the model as it came does not have a property, it does not apply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from peftc.certificate.findings import Finding, none, within
 from peftc.certificate.outputs import outputs_of
+from peftc.certificate.sizes import is_single, of_several_tokens
 from peftc.certificate.subject import Arguments, Subject, kept, wanting_gradients
 
 
@@ -48,6 +51,10 @@ def gradients_reach(subject: Subject) -> Finding:
             break
     excused = sorted(n for n in without if is_excused(subject, call, n))
     missing = sorted(without.difference(excused))
+    if missing and not frozen and is_single(call):
+        return none(
+            name, "the call is one token long, which leaves attention no choice; give one of two or more"
+        )
     detail = f"{len(trainable)} trainable parameters"
     if missing:
         detail = f"no gradient reaches {', '.join(missing[:3])}" + (" …" if len(missing) > 3 else "")
@@ -163,16 +170,26 @@ def checkpointing(subject: Subject) -> Finding:
     try:
         subject.compiled.train()
         plain = gradients(subject, call)
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with without_advice():
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         again = gradients(subject, call)
     finally:
-        subject.compiled.gradient_checkpointing_disable()
+        with without_advice():
+            subject.compiled.gradient_checkpointing_disable()
         for module, mode in modes.items():
             module.training = mode
     bound = 10 * subject.tolerance
     pairs = {path: (again.get(path), plain.get(path)) for path in plain.keys() | again.keys()}
     figure = max(apart(pairs, bound).values(), default=0.0)
     return within(name, figure, bound, "gradients of each parameter with and without, over its largest")
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Without warnings of how a model's class is to be called one day: nothing that a user of the certificate could do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def gradients(subject: Subject, call: Arguments) -> dict[str, Tensor]:
@@ -186,7 +203,10 @@ def gradients(subject: Subject, call: Arguments) -> dict[str, Tensor]:
 
 
 def call_that_trains(subject: Subject) -> Arguments | str:
-    """The call as the model itself can be trained by it, or why it cannot: some write into what a cache gives back."""
+    """The call as the model itself can be trained by it, or why it cannot: some write into what a cache gives back.
+
+    One token becomes several: with one key to see, the weights of attention have no gradient.
+    """
     if subject.learning is None:
         subject.learning = tried(subject)
     return subject.learning
@@ -194,9 +214,14 @@ def call_that_trains(subject: Subject) -> Arguments | str:
 
 def tried(subject: Subject) -> Arguments | str:
     """The same, not yet known."""
-    calls = [subject.arguments]
-    if subject.takes("use_cache"):
-        calls.append({**subject.arguments, "use_cache": False})
+    given = [subject.arguments]
+    if (longer := of_several_tokens(subject)) is not None:
+        given.insert(0, longer)
+    calls = (
+        given
+        if not subject.takes("use_cache")
+        else [*given, *({**call, "use_cache": False} for call in given)]
+    )
     reasons = []
     with wanting_gradients(list(subject.plain.parameters())):
         for call in calls:

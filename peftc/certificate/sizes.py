@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peftc.capture.arguments import kind_of
 from peftc.certificate.outputs import run_whole
-from peftc.certificate.subject import Arguments, Subject
+from peftc.certificate.subject import Arguments, Subject, in_step
 
 Size = tuple[int, ...]
 """Rows of a call, then the length of each of its arguments along what may vary."""
@@ -79,3 +80,30 @@ def size_of(arguments: Arguments) -> Size:
     tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.dim()]
     rows = tensors[0].shape[0] if tensors else 1
     return (rows, *(length for value in tensors for length in value.shape[1:]))
+
+
+SEVERAL = 5
+"""Tokens of a call that was given with one."""
+
+
+def is_single(arguments: Arguments) -> bool:
+    """Whether a call is one token long, or one row of numbers."""
+    ids = in_step(arguments)
+    rows = {name: value for name, value in floats(arguments).items() if value.dim() == MOST_AXES}
+    lengths = [value.shape[1] for name, value in arguments.items() if name in ids or name in rows]
+    return bool(lengths) and max(lengths) == 1
+
+
+def of_several_tokens(subject: Subject) -> Arguments | None:
+    """The call with several tokens, no two alike, where it was given with one; None where it is longer, or has no ids."""
+    ids = in_step(subject.arguments)
+    if not is_single(subject.arguments) or not any(kind_of(name) == "ids" for name in ids):
+        return None
+    call = dict(subject.arguments)
+    for name in ids:
+        longer = call[name].repeat(1, SEVERAL)
+        counted = kind_of(name) in ("ids", "places")
+        call[name] = (
+            (longer + torch.arange(SEVERAL, device=longer.device)) % subject.words if counted else longer
+        )
+    return call

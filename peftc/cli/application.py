@@ -9,7 +9,10 @@ from typer.core import TyperGroup
 
 from peftc.cli.specs import grammar, options
 
-HELP = "A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph."
+HELP = """A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph.
+
+The exit code is 0; 1 where a check says no; 2 for what you can put right; 3 for a bug of peftc.
+"""
 
 
 class Group(TyperGroup):
@@ -55,5 +58,8 @@ app = typer.Typer(
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph."""
+    """A compiler for parameter-efficient fine-tuning: methods as rules, applied to any model's graph.
+
+    The exit code is 0; 1 where a check says no; 2 for what you can put right; 3 for a bug of peftc.
+    """
     del debug  # main() acts on it, which stands outside of typer; here it is for --help

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ InputsOption = Annotated[
         "--inputs",
         metavar="FILE",
         help="A call of the model, for one that does not say what it takes: a safetensors file of forward's "
-        f"arguments by name, which Python writes with [b]{HOW_TO_WRITE}[/] (ids are int64, two rows or more).",
+        f"arguments by name, which Python writes with [b]{HOW_TO_WRITE}[/] (ids are int64, "
+        "two rows of two or more; slices are made [b].contiguous()[/]; a .pt file is not read).",
     ),
 ]
 
@@ -62,11 +64,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_unknown(tensors: dict[str, Tensor], model: nn.Module, path: Path) -> None:
-    """Raises DataError where forward does not take an argument by its name."""
+    """Raises DataError where forward does not take an argument by its name, or takes no tensor by it."""
     from peftc.capture.examples import accepted
 
-    takes = accepted(inspect.signature(model.forward).parameters)
-    for name in tensors:
+    parameters = inspect.signature(model.forward).parameters
+    takes = accepted(parameters)
+    for name, value in tensors.items():
         if takes and name not in takes:
             message = f"forward of {type(model).__name__} takes no {name!r}"
             raise DataError(message, where=str(path), hint=instead(name, takes, "it takes"))
+        if name in takes and is_flag(parameters[name], value):
+            message = f"{name!r} is a flag, which a file of tensors cannot give"
+            raise DataError(message, where=str(path), hint="leave it out, or set it in the model's config")
+
+
+def is_flag(parameter: inspect.Parameter, given: Tensor) -> bool:
+    """Whether forward takes True or False by a name, and no tensor: so its default or its annotation says, or one number."""
+    said = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
+    by_annotation = set(re.findall(r"\w+", said)) & {"bool", "Tensor"} == {"bool"}
+    return (
+        by_annotation
+        or isinstance(parameter.default, bool)
+        or (str(given.dtype) == "torch.bool" and not given.dim())
+    )

@@ -1,6 +1,7 @@
 """Runs the command line: an error is one clear line plus detail; its kind is the exit code.
 
-What the user can put right ends with 2, a bug of peftc with 1; `--debug` shows where either came from.
+What the user can put right ends with 2, a bug of peftc with 3; `--debug` shows where either came from. A command ends with
+1 where it did its work and the answer is no.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def lines_of(error: PeftcError) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process: 0, 2 for what the user can put right, 1 for a bug."""
+    """Runs the command line and ends the process: 0, 1 for a no, 2 for what the user can put right, 3 for a bug."""
     # No hub is ever asked, and the tokenizers' threads do not fight the data loader's.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -55,4 +56,4 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print("[bold red]internal error[/]", end=" ")
         errors.print(f"{type(error).__name__}: {error}", markup=False)
         errors.print("this is a bug in peftc; --debug shows the traceback")
-        sys.exit(1)
+        sys.exit(3)

@@ -12,7 +12,7 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture, unread_attention
 from peftc.capture.examples import example_arguments, explain
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
-from peftc.errors import CaptureError, NoMatchError, UnknownPartError
+from peftc.errors import CaptureError, NoMatchError, PeftcError, UnknownPartError
 from peftc.graphs.branches import expect
 from peftc.graphs.program import Program
 from peftc.lang import Bound
@@ -84,7 +84,16 @@ def other_way(model: nn.Module, captured: Captured, call: Call) -> tuple[bool, .
     held = {node.args[1]: node.args[0] for node in program.graph.nodes if node.target is expect}
     if not held or not program.sizes.hold(call.tensors):
         return None
-    values = run(model, program, constants, tuple(held.values()), call.tensors)
+    try:
+        values = run(model, program, constants, tuple(held.values()), call.tensors)
+    except (PeftcError, TimeoutError):
+        raise
+    except Exception as why:
+        said = str(why).strip().splitlines() or [""]
+        raise CaptureError(
+            f"{type(model).__name__} raises {type(why).__name__} in the example call: {said[0]}",
+            hint="give example inputs that the model takes, such as ids of its vocabulary",
+        ) from why
     for number, holds in sorted(zip(held, values, strict=True)):
         if not bool(holds):
             return (*program.answers[:number], not program.answers[number])

@@ -86,11 +86,38 @@ def test_rules_pass_on_slices(rule: str) -> None:
     assert certificate.passed, str(certificate)
 
 
-def test_an_input_that_attention_reads_is_not_changed_for_the_network_alone(tmp_path: Path) -> None:
+class Third(nn.Module):
+    """A slice of the product goes past the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(WIDTH, 2 * INNER + WIDTH), nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, past = self.a(x).split([INNER, INNER, WIDTH], -1)
+        return x + self.c(functional.silu(gate) * up) + past  # type: ignore[no-any-return]
+
+
+class Second(nn.Module):
+    """The whole product goes to another projection too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.d = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH), nn.Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return x + self.c(functional.gelu(y)) + 2 * self.d(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [Parallel(), Third(), Second()], ids=lambda each: type(each).__name__)
+def test_an_input_that_others_read_is_not_changed_for_the_network_alone(
+    model: nn.Module, tmp_path: Path
+) -> None:
     path = tmp_path / "scaled_input.toml"
     path.write_text(SCALED_INPUT, encoding="utf-8")
     with pytest.raises(NoMatchError) as caught:
-        peftc.compile(Parallel(), [str(path)], GIVEN)
+        peftc.compile(model, [str(path)], GIVEN)
     assert "its x is read for other parts too, and cannot be changed for it alone" in str(caught.value)
 
 

@@ -245,3 +245,13 @@ def test_example_inputs_without_names_are_refused() -> None:
     with pytest.raises(CaptureError, match="a mapping of forward's arguments by name, not a tuple") as caught:
         peftc.sites(bert(), (tokens(),))  # type: ignore[arg-type]
     assert "input_ids" in str(caught.value.hint)
+
+
+def test_a_call_that_the_model_itself_refuses_is_no_matter_of_the_rules() -> None:
+    beyond = {"input_ids": tokens() + 10_000}
+    compiled = peftc.compile(bert(), ["lora:q,v"], beyond)
+    with pytest.raises(
+        CaptureError, match="itself raises IndexError in this call: index out of range"
+    ) as caught:
+        peftc.check(compiled, beyond)
+    assert "ids of its vocabulary" in str(caught.value)

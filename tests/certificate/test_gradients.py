@@ -154,3 +154,38 @@ def test_an_error_in_a_property_is_a_failure(monkeypatch: pytest.MonkeyPatch) ->
     (finding,) = peftc.check(peftc.compile(Uneven(), ["bitfit"], {"x": x}), {"x": x}).findings
     assert (finding.name, finding.verdict) == ("cached decoding", "fail")
     assert finding.detail == "ValueError: it gives back no cache"
+
+
+def test_a_call_of_one_token_is_trained_by_with_several() -> None:
+    given = {"input_ids": torch.tensor([[5], [9]])}
+    compiled = peftc.compile(llama(num_hidden_layers=1), ["lora:q,v"], given)
+    assert named(compiled, gradients_reach, **given).verdict == "pass"
+
+
+class Choosing(nn.Module):
+    """An attention over rows of numbers, which has no choice of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen: Tensor = (self.q(x) @ self.k(x).mT).softmax(-1)
+        values: Tensor = self.v(x)
+        return seen @ values
+
+
+def test_a_call_of_one_row_of_numbers_tells_nothing_of_gradients() -> None:
+    given = {"x": torch.randn(2, 1, 6)}
+    compiled = peftc.compile(Choosing(), ["lora:all-linear(rank=2)"], given)
+    finding = named(compiled, gradients_reach, **given)
+    assert finding.verdict == "not applicable"
+    assert "one token long" in finding.detail
+    given = {"x": torch.randn(2, 5, 6)}
+    compiled = peftc.compile(Choosing(), ["lora:all-linear(rank=2)"], given)
+    assert named(compiled, gradients_reach, **given).verdict == "pass"
+
+
+def test_checkpoints_are_taken_without_advice_on_the_class(recwarn: pytest.WarningsRecorder) -> None:
+    named(peftc.compile(llama(num_hidden_layers=1), ["lora:q,v"]), checkpointing)
+    assert not [each for each in recwarn if issubclass(each.category, FutureWarning)]

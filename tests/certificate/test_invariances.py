@@ -45,7 +45,8 @@ def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pyt
     [
         ("t5", "lora:q,v(rank=2)"),
         pytest.param("whisper", "lora:q,v(rank=2)", marks=pytest.mark.slow),
-        ("mamba", "lora:all-linear(rank=2)"),  # a state of a scan, in an argument of another name
+        # A state of a scan, in an argument of another name.
+        pytest.param("mamba", "lora:all-linear(rank=2)", marks=pytest.mark.slow),
     ],
 )
 def test_decoders_go_on_from_their_caches(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +91,7 @@ def test_why_there_is_no_cache_is_said() -> None:
     assert "no cache that its forward takes" in finding.detail
 
 
+@pytest.mark.slow
 def test_a_call_that_the_module_refuses_is_told_of() -> None:
     model = entry("mamba").model()
     given = inputs(model)

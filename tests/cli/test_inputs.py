@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from peftc.cli.application import app
 from peftc.cli.inputs import load_with_inputs
 from peftc.errors import DataError
-from tests.models import bert
+from tests.models import bert, llama
 from tests.zoo import entry
 
 RUNNER = CliRunner()
@@ -79,3 +79,18 @@ def test_files_that_are_no_inputs_are_refused(folder: Path, tmp_path: Path) -> N
         load_with_inputs(folder, written(tmp_path / "near.safetensors", input_id=IDS))
     assert "did you mean 'input_ids'?" in str(caught.value)
     assert "inputs_embeds" in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [torch.tensor(False), torch.zeros(2, 9, dtype=torch.bool)])
+def test_a_flag_is_no_tensor(flag: Tensor, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    llama(num_hidden_layers=1).save_pretrained(folder)
+    with pytest.raises(DataError, match="'use_cache' is a flag") as caught:
+        load_with_inputs(folder, written(tmp_path / "in.safetensors", input_ids=IDS, use_cache=flag))
+    assert "leave it out" in str(caught.value)
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    _, given = load_with_inputs(
+        folder, written(tmp_path / "mask.safetensors", input_ids=IDS, attention_mask=mask)
+    )
+    assert given is not None
+    assert given["attention_mask"].dtype == torch.bool

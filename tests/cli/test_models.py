@@ -89,3 +89,13 @@ def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) 
     code, out, _ = run(["check-model", folder, "lora:q,v"], capsys)
     assert code == 1
     assert "rows mix" in out
+
+
+def test_a_bug_has_an_exit_code_of_its_own(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("a fault of peftc")
+
+    monkeypatch.setattr("peftc.api.analysis", broken)
+    code, _, err = run(["sites", folder], capsys)
+    assert code == 3
+    assert "internal error IndexError: a fault of peftc" in err

@@ -225,6 +225,7 @@ def test_what_was_fused_needs_no_other_folder(tmp_path: Path) -> None:
         compiled.merge_and_unload()
 
 
+@pytest.mark.slow
 def test_options_by_site_and_a_gate_of_a_layer_come_along(tmp_path: Path) -> None:
     model = llama()
     folders, held = saved(model, tmp_path, "adapter_drop:8")

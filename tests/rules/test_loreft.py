@@ -83,7 +83,7 @@ def test_two_sequences_have_ends_each() -> None:
     torch.testing.assert_close(compiled(**given).logits, want_of(**given).logits, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("cache", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
 def test_tokens_that_are_generated_are_not_edited(cache: str) -> None:
     model = llama()
     compiled: Any = peftc.compile(model, ["loreft:3"], defaults=False)

@@ -105,10 +105,10 @@ def model_and_call(name: str) -> tuple[Any, dict[str, Tensor]]:
     ("name", "spec", "scopes"),
     [
         ("bart", "prefix:3", {"encoder", "decoder", "cross"}),
-        ("t5", "prefix:3", {"encoder", "decoder", "cross"}),
-        ("bart", "prefix:encoder(length=3)", {"encoder"}),
+        pytest.param("t5", "prefix:3", {"encoder", "decoder", "cross"}, marks=pytest.mark.slow),
+        pytest.param("bart", "prefix:encoder(length=3)", {"encoder"}, marks=pytest.mark.slow),
         ("bart", "prefix:cross(length=3)", {"cross"}),
-        ("t5", "prefix:decoder(length=3)", {"decoder"}),
+        pytest.param("t5", "prefix:decoder(length=3)", {"decoder"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_written_out_attention(name: str, spec: str, scopes: set[str]) -> None:

@@ -15,11 +15,11 @@ from tests.zoo import THE_57, entry, inputs
 ROWS = 4
 NO_TOKENS = {"vit", "dinov2", "clip_vision_model", "beit", "swin", "wav2vec2"}
 NO_SOURCE = {"whisper"}  # what it reads first is sound
-QUICK = {"gemma2"}  # whose embedded tokens are scaled
-CASES = [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in THE_57]
 
 
-@pytest.mark.parametrize("model_type", CASES)
+# One whose embedded tokens are scaled is quick in tests/rules/test_prompt.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", THE_57)
 def test_rows_that_are_tokens(model_type: str) -> None:
     model = entry(model_type).model()
     given = inputs(model)

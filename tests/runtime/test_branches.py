@@ -111,3 +111,25 @@ def test_a_loop_until_data_says_so_is_refused() -> None:
     with pytest.raises(CaptureError, match="more than 64 times") as found:
         peftc.compile(Forever(), ["lora:all-linear(rank=2)"], {"x": torch.randn(2, 5, 4)})
     assert "while not" in str(found.value)
+
+
+class Looking(nn.Module):
+    """Branches on what it looks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.table(ids)
+        if x.sum() > 0:
+            x = -x
+        y: Tensor = self.inner(x)
+        return y.sin()
+
+
+def test_an_example_call_that_the_model_cannot_take_is_named() -> None:
+    with pytest.raises(
+        CaptureError, match="Looking raises IndexError in the example call: index out of range"
+    ):
+        peftc.compile(Looking(), ["lora:all-linear(rank=2)"], {"ids": torch.full((2, 5), 9)})

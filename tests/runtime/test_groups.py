@@ -59,6 +59,7 @@ def test_scales_do_not_decay() -> None:
     assert kept == {"l", "m"}
 
 
+@pytest.mark.slow
 def test_training_is_that_of_hf_pefts_lora_plus() -> None:
     from peft import LoraConfig, get_peft_model
     from peft.optimizers import create_loraplus_optimizer
