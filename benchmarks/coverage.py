@@ -42,6 +42,8 @@ SPECS = (
     "prefix:4",
 )
 TRAINED = ("lora:attention(rank=4)", "lora:all-linear(rank=4)", "lora:conv(rank=4)")
+UNREAD = "not read as attention: "
+"""How a line begins that tells why a softmax was not read, in the error of a rule that finds no attention."""
 SECONDS = {"certify": 300, "rules": 1500, "train": 300}
 STEPS = 4
 BATCH = 8
@@ -146,7 +148,7 @@ def train(model_type: str, kind: str) -> dict[str, Any]:
             want = run(model, given)
     except Exception as why:  # noqa: BLE001 - a shrunk config may fit no model: told in the table
         return {"verdict": "no model", "why": line_of(why)}
-    spec = TRAINED[0]
+    spec, unread = TRAINED[0], list[str]()
     compiled: Any = None
     for spec in TRAINED:
         try:
@@ -154,11 +156,13 @@ def train(model_type: str, kind: str) -> dict[str, Any]:
             break
         except (NoMatchError, UnknownPartError) as why:
             reason = line_of(why)
+            unread = unread or [line for line in why.detail if line.startswith(UNREAD)]
     if compiled is None:
         return {"verdict": "no site", "why": reason}
     return {
         **learned(model, compiled, given, want),
         "spec": spec,
+        "unread": unread,
         "sites": len(compiled.peftc_plan.applications),
     }
 

@@ -130,19 +130,19 @@ def tables(rows: Rows) -> Iterator[str]:
     """Every entry of the model tables."""
     from benchmarks.coverage import STEPS, TRAINED
 
+    attention, linears, convolutions = TRAINED
     counted = Counter(row["verdict"] for row in rows.values())
+    passed = Counter(row.get("spec") for row in rows.values() if row["verdict"] == "pass")
     ran = sum(counted.values()) - counted["no model"]
-    by_convolutions = sum(
-        row["verdict"] == "pass" and row.get("spec") == TRAINED[-1] for row in rows.values()
-    )
     yield "## Every entry of the model tables"
     yield ""
     yield (
-        f"{counted['pass'] - by_convolutions} of {ran} models that run compile with `lora:attention`, or "
-        "`lora:all-linear` where there is no attention, equal the model with adapters off at two sizes, and lower a "
-        f"loss in {STEPS} steps. {by_convolutions} more, whose only linear map is their head, do so with `lora:conv`. "
+        f"Of {ran} models that run, {counted['pass']} compile, equal the model with adapters off at two sizes, and lower "
+        f"a loss in {STEPS} steps: {passed[attention]} with `{attention}`; {passed[linears]} with `{linears}`, where no "
+        f"attention was found; {passed[convolutions]} with `{convolutions}`, where the only linear map is the head. "
         f"{counted['no model']} others do not run here."
     )
+    yield from without_attention({key: row for key, row in rows.items() if row.get("spec") == linears})
     yield ""
     yield "| model | kind | why it is not among them |"
     yield "| --- | --- | --- |"
@@ -153,6 +153,28 @@ def tables(rows: Rows) -> Iterator[str]:
     for (model_type, kind), row in sorted(rows.items()):
         if row["verdict"] == "no model":
             yield f"- {model_type} ({kind}): {row['why']}"
+
+
+def without_attention(rows: Rows) -> Iterator[str]:
+    """Models in which no attention was found, by the reason: rows measured before it was kept tell none."""
+    from benchmarks.coverage import UNREAD
+
+    softmax = {key: row["unread"] for key, row in rows.items() if row.get("unread")}
+    untold = [key for key, row in rows.items() if "unread" not in row]
+    none = [key for key, row in rows.items() if row.get("unread") == []]
+    if none:
+        yield from ("", f"No softmax attention of linear maps is in {len(none)}: {names_of(none)}.")
+    if softmax:
+        yield from ("", f"A softmax was not read as attention in {len(softmax)}:", "")
+        for (model_type, kind), lines in sorted(softmax.items()):
+            yield f"- {model_type} ({kind}): {lines[0].removeprefix(UNREAD)}"
+    if untold:
+        yield from ("", f"Measured before the reason was kept, {len(untold)}: {names_of(untold)}.")
+
+
+def names_of(keys: Sequence[tuple[str, str]]) -> str:
+    """Models with their kinds."""
+    return ", ".join(f"{model_type} ({kind})" for model_type, kind in sorted(keys))
 
 
 def picture(rows: Rows, models: Sequence[str], names: Sequence[str], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from peftc.analyse import Analysis, Site, analyse
+from peftc.capture import unread_attention
 from peftc.capture.normalise import CATALOGUE
 from peftc.certificate import Certificate
 from peftc.certificate import check as certificate_of
@@ -65,8 +66,15 @@ def sites(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> 
 
 def analysis(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Analysis:
     """The sites of a model, as `sites` gives them, and the weights that none of them has."""
-    _, _, (program, _, _) = capture_example(model, example_inputs)
-    return analyse(program.graph, model)
+    return analysis_and_unread(model, example_inputs)[0]
+
+
+def analysis_and_unread(
+    model: nn.Module, example_inputs: Mapping[str, Any] | None = None
+) -> tuple[Analysis, tuple[str, ...]]:
+    """The same, and each softmax that was not read as attention, with the reason."""
+    _, _, (program, _, records) = capture_example(model, example_inputs)
+    return analyse(program.graph, model), unread_attention(records)
 
 
 def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> Certificate:

@@ -108,6 +108,28 @@ def test_q_and_v_of_a_fused_projection_leave_k_bit_for_bit(model_type: str) -> N
     assert changed == 2 * len({site.weights["W"] for site in sites.values()})
 
 
+@pytest.mark.parametrize(
+    ("model_type", "fused"), [("deberta", "in_proj.weight"), ("deepseek_v3", "kv_b_proj.weight")]
+)
+def test_what_q_and_v_have_no_part_of_is_as_it_was(model_type: str, fused: str) -> None:
+    model = entry(model_type).model()
+    compiled: Any = peftc.compile(model, ["lora:q,v(rank=4)"], inputs(model), defaults=False)
+    randomise(compiled)
+    sites = compiled.peftc_plan.sites
+    trained = {application.site.weights["W"] for application in compiled.peftc_plan.applications}
+    merged = compiled.merge_and_unload()
+    shared = [site for site in sites if site.role == "linear" and site.weights["W"].endswith(fused)]
+    assert {site.part for site in shared} >= {"k", "v"}
+    for site in shared:
+        assert site.rows is not None
+        index = torch.cat([torch.arange(start, stop) for start, stop in site.rows])
+        before, after = (each.get_parameter(site.weights["W"])[index] for each in (model, merged))
+        assert torch.equal(before, after) == (site.part == "k"), site.id
+    others = {site.weights["W"] for site in sites if site.role == "linear"} - trained
+    assert len(others) > len(trained)
+    assert all(torch.equal(model.get_parameter(path), merged.get_parameter(path)) for path in others)
+
+
 RULES = (
     "lora:q,v(rank=4)",
     "lora:all-linear(rank=4)",

@@ -36,12 +36,15 @@ def sites(
     from peftc import api
     from peftc.errors import UnknownPartError, instead
 
-    analysis = api.analysis(*load_with_inputs(model, inputs))
+    analysis, unread = api.analysis_and_unread(*load_with_inputs(model, inputs))
     found = analysis.sites
     if role is not None:
         roles = sorted({site.role for site in found})
         if role not in roles:
-            raise UnknownPartError(f"this model has no {role!r}", where="--role", hint=instead(role, roles))
+            why = tuple(f"not read as attention: {miss}" for miss in unread) if role == "attention" else ()
+            raise UnknownPartError(
+                f"this model has no {role!r}", where="--role", detail=why, hint=instead(role, roles)
+            )
         found = tuple(site for site in found if site.role == role)
     if as_json:
         rows = [

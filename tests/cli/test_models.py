@@ -91,11 +91,21 @@ def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) 
     assert "rows mix" in out
 
 
+def test_why_a_model_has_no_attention_is_said(tmp_path: Path, capsys: Any) -> None:
+    entry("gpt_oss").model().save_pretrained(tmp_path)  # a learned number beside the scores of its softmax
+    code, _, err = run(["sites", str(tmp_path), "--role", "attention"], capsys)
+    assert code == 2
+    assert "this model has no 'attention'" in err
+    assert "not read as attention: softmax in model.layers.0.self_attn" in err
+    _, _, err = run(["sites", str(tmp_path), "--role", "atention"], capsys)
+    assert "not read" not in err
+
+
 def test_a_bug_has_an_exit_code_of_its_own(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise IndexError("a fault of peftc")
 
-    monkeypatch.setattr("peftc.api.analysis", broken)
+    monkeypatch.setattr("peftc.api.analysis_and_unread", broken)
     code, _, err = run(["sites", folder], capsys)
     assert code == 3
     assert "internal error IndexError: a fault of peftc" in err
