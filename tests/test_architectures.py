@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import peftc
+from peftc.analyse import Use, analyse
 from peftc.errors import NoMatchError, UnknownPartError
+from peftc.runtime import capture_example
 from tests.models import randomise
 from tests.zoo import THE_57, entry, inputs
 
@@ -68,11 +70,30 @@ def test_parts_of_projections(model_type: str, want: dict[str, str]) -> None:
     assert {name: found[name] for name in want} == {name: set(said.split()) for name, said in want.items()}
 
 
-@pytest.mark.parametrize("model_type", quick(THE_57))
+@pytest.mark.parametrize("model_type", quick([*THE_57, "lilt", "blip-2"]))
 def test_every_site_has_an_id_of_its_own(model_type: str) -> None:
     model = entry(model_type).model()
-    ids = [site.id for site in peftc.sites(model, inputs(model))]
+    program, _ = capture_example(model, inputs(model))[2][:2]
+    located = analyse(program.graph, model).located
+    ids = [each.site.id for each in located]
     assert len(set(ids)) == len(ids)
+    for each in located:
+        if each.site.role in ("ffn", "attention", "residual", "norm", "embedding"):
+            assert len({weights_behind(use) for use in each.uses}) == 1, each.site.id
+
+
+def weights_behind(use: Use) -> frozenset[str]:
+    """The first weights on the ways back from what a use makes, or from the queries that it reads."""
+    queue: list[Any] = [use.ports["q"].source if "q" in use.ports else use.ports["y"].source]
+    found, seen = set(), set(queue)
+    while queue:
+        node = queue.pop()
+        own = {str(each.target) for each in node.all_input_nodes if each.op == "get_attr"}
+        found |= own
+        new = [] if own else [each for each in node.all_input_nodes if each not in seen]
+        seen.update(new)
+        queue += new
+    return frozenset(found)
 
 
 def test_a_scan_is_no_feed_forward_network() -> None:

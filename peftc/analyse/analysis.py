@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx, nn
 
 from peftc.analyse.findings import Findings
+from peftc.analyse.identity import is_one, place, united
 from peftc.analyse.overlooked import overlooked
 from peftc.analyse.paths import is_ours
 from peftc.analyse.site import Site, Use
@@ -44,24 +45,24 @@ class Analysis:
         """The sites as data."""
         return tuple(located.site for located in self.located)
 
-    def find(self, site_id: str, role: str) -> Located | None:
-        """The site of an id and role, if this graph has it."""
-        for located in self.located:
-            if located.site.role == role and located.site.id == site_id:
-                return located
-        return None
+    def find(self, site: Site) -> Located | None:
+        """Where this graph has a site, which may be another graph's: there it may have a name that it needs none for here."""
+        there = [located for located in self.located if (located.site.role, located.site.id) == place(site)]
+        found = [
+            each
+            for each in self.located
+            if place(replace(each.site, name="")) == place(replace(site, name=""))
+        ]
+        by_weights = (located for located in found if is_one(located.site, site))
+        # One of a weight is known by its name too, since a tied one may be called otherwise.
+        return next(by_weights, there[0] if there and not site.made_of else None)
 
 
 def analyse(graph: fx.Graph, root: nn.Module) -> Analysis:
     """Find every site of a normalised graph of `root`. Reads no parameter; computes positions on the CPU."""
     findings = Findings(graph, root)
-    merged: dict[tuple[str, str], Located] = {}
-    for site, use in sites(findings):
-        key = (site.role, site.id)
-        known = merged.get(key)
-        merged[key] = Located(site, (use,)) if known is None else replace(known, uses=(*known.uses, use))
+    located = tuple(Located(site, tuple(uses)) for site, uses in united(sites(findings)))
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     unread = tuple(name for name, _ in root.named_parameters() if name not in read and not is_ours(name))
-    located = tuple(merged.values())
     left = overlooked(findings, [each.site for each in located])
     return Analysis(located, unread, findings.blocks, tuple(left))

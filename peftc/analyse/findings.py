@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from peftc.analyse.attention import attention_cores
-from peftc.analyse.channels import ChannelFlow
+from peftc.analyse.channels import ChannelFlow, rows_of
 from peftc.analyse.experts import mixtures
 from peftc.analyse.feedforward import feed_forwards, without_taken
 from peftc.analyse.outputs import head_nodes
 from peftc.analyse.paths import lookup
 from peftc.analyse.projections import projections
 from peftc.analyse.scopes import Scopes
-from peftc.analyse.site import Port
+from peftc.analyse.site import Origin, Port
 from peftc.analyse.streams import order_of
 from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import table_parts
@@ -36,6 +36,9 @@ class Findings:
         self.heads = set(head_nodes(graph, self.projections, self.blocks))
         self.token_inputs = token_inputs(self.cores)
         self.windows: dict[object, int] = {}
+        self.names: dict[int, str] = {}
+        for name, parameter in root.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(parameter), name)
         self.scopes = Scopes(self.cores, self.projections)
         self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
@@ -55,6 +58,16 @@ class Findings:
         if any(own is tensor for own in module.parameters(recurse=False)):
             return path
         return weight.rpartition(".")[0]
+
+    def origin(self, node: fx.Node, channels: Tensor | None = None) -> Origin:
+        """What a projection reads of which weight: a tied one by the first of its names, the same in all programs."""
+        projection = self.projections[node]
+        rows = None if channels is None else rows_of(channels, projection.d_out)
+        return self.own_name(projection.matrix.weight), projection.matrix.rows(rows, projection.d_out)
+
+    def own_name(self, weight: str) -> str:
+        """The first of the names that the model has for a weight."""
+        return self.names.get(id(lookup(self.root, weight)), weight)
 
     def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
         """The ports, and what says which of the tokens of one of them are real, where the call has it."""

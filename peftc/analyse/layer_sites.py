@@ -13,7 +13,7 @@ from peftc.analyse.findings import Findings
 from peftc.analyse.norms import norms
 from peftc.analyse.paths import common_path, lookup
 from peftc.analyse.residuals import Residual, Seed, between, residuals
-from peftc.analyse.site import Port, Site, Use
+from peftc.analyse.site import Origin, Port, Site, Use
 from peftc.analyse.windows import window_of
 from peftc.graphs.reading import is_tensor, module_path, shape
 from peftc.lang.roles import BOTH
@@ -48,8 +48,19 @@ def attention_site(findings: Findings, core: AttentionCore) -> tuple[Site, Use]:
         scope=findings.scopes.of_core(core),
         evidence=f"softmax core {node.name}",
         window=findings.windows[mask],
+        made_of=made_of_core(findings, core),
     )
     return site, Use(node, findings.with_tokens(ports, "h"))
+
+
+def made_of_core(findings: Findings, core: AttentionCore) -> dict[str, tuple[Origin, ...]]:
+    """The weights of an attention's parts."""
+    found: dict[str, tuple[Origin, ...]] = {}
+    for part in "qkv":
+        for node, parts in core.parts.items():
+            if part in parts:
+                found[part] = (*found.get(part, ()), findings.origin(node, parts[part]))
+    return found | ({} if core.o is None else {"o": (findings.origin(core.o),)})
 
 
 def ffn_site(findings: Findings, network: FeedForward) -> tuple[Site, Use]:
@@ -64,6 +75,11 @@ def ffn_site(findings: Findings, network: FeedForward) -> tuple[Site, Use]:
         findings.layer(down.node),
         {"d_model": down.d_out, "d_ff": down.d_in},
         evidence=f"{up.node.name}, {network.activation}, {down.node.name}",
+        made_of={
+            part: (findings.origin(node, network.channels.get(part)),)
+            for part, node in (("down", network.down), ("up", network.up), ("gate", network.gate))
+            if node is not None
+        },
     )
     return site, Use(down.node, findings.with_tokens(ports, "x"))
 
@@ -98,6 +114,10 @@ def mixture_site(findings: Findings, experts: Experts) -> tuple[Site, Use]:
         findings.layer(experts.down),
         {"d_model": shape(experts.result)[-1]},
         evidence=f"rows sent to stacks of matrices, {experts.up.name} and {experts.down.name}",
+        made_of={
+            part: ((findings.own_name(path), None),)
+            for part, path in zip(("up", "down"), experts.weights, strict=True)
+        },
     )
     return site, Use(experts.result, findings.with_tokens(ports, "x"))
 
@@ -109,15 +129,17 @@ def seeds(findings: Findings) -> Iterator[Seed]:
         if core.o is not None and query is not None:
             scope = "cross" if core.node in findings.scopes.crossed else ""
             result = findings.projections[core.o].result
-            yield Seed(result, query, "attention", module_path(core.node), scope)
+            made_of = findings.origin(core.o)
+            yield Seed(result, query, "attention", module_path(core.node), made_of, scope)
     for network in findings.feed_forwards:
         down, up = findings.projections[network.down], findings.projections[network.up]
         if down.routing is None:
             path = common_path(module_path(up.node), module_path(down.node))
-            yield Seed(down.result, network.gate or network.up, "ffn", path)
+            yield Seed(down.result, network.gate or network.up, "ffn", path, findings.origin(network.down))
     for mixture in findings.mixtures:
         path = common_path(module_path(mixture.up), module_path(mixture.result))
-        yield Seed(mixture.result, mixture.reader, "ffn", path)
+        made_of = findings.own_name(mixture.weights[1]), None
+        yield Seed(mixture.result, mixture.reader, "ffn", path, made_of)
 
 
 def residual_sites(findings: Findings) -> Iterator[tuple[Site, Use]]:
@@ -141,6 +163,10 @@ def residual_site(findings: Findings, found: Residual) -> tuple[Site, Use]:
         {"d_model": shape(found.sum)[-1], "post_norms": int(found.norm is not None)},
         scope=found.seeds[0].scope,
         evidence=f"{found.sum.name} adds what is made of {found.seeds[0].result.name} to what that is made of",
+        made_of={
+            part: tuple(dict.fromkeys(seed.made_of for seed in found.seeds if seed.part == part))
+            for part in parts
+        },
     )
     ports = {
         "y": Port("operand", found.sum, found.key),

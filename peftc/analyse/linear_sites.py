@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
+from peftc.analyse.channels import MOVES
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.findings import Findings
 from peftc.analyse.matrices import EXPERTS
@@ -15,7 +16,7 @@ from peftc.analyse.outputs import is_given
 from peftc.analyse.parts import Part, parts_played, rest_of
 from peftc.analyse.projections import Projection
 from peftc.analyse.site import Convolution, Port, Site, Use
-from peftc.graphs.reading import is_call, shape
+from peftc.graphs.reading import is_call, operator_name, shape
 from peftc.lang.roles import CONV
 
 
@@ -25,13 +26,29 @@ def linears(findings: Findings) -> Iterator[tuple[Site, Use]]:
         findings.projections, findings.cores, findings.feed_forwards, findings.scopes, findings.mixtures
     )
     for node in findings.projections:
-        alone = Part("head", evidence="makes the model's output") if node in findings.heads else Part("")
-        played.setdefault(node, [alone])
+        alone = Part("head", evidence="makes the model's output") if node in findings.heads else None
+        played.setdefault(node, [alone or Part("", evidence=unplayed(findings.projections[node].result))])
         played[node] += rest_of(played[node], findings.projections[node].d_out)
     found = [
         linear(findings, findings.projections[node], part) for node, parts in played.items() for part in parts
     ]
-    yield from told_apart(one_part_each(sorted(found, key=lambda pair: findings.order[pair[1].anchor])))
+    yield from one_part_each(sorted(found, key=lambda pair: findings.order[pair[1].anchor]))
+
+
+def unplayed(result: fx.Node) -> str:
+    """What reads a product that no attention and no network has a part for."""
+    readers, queue, seen = dict[str, None](), [result], {result}
+    while queue:
+        for user in queue.pop(0).users:
+            if user.op == "output":
+                readers["the output"] = None
+            elif operator_name(user) not in MOVES:
+                readers[user.name] = None
+            elif user not in seen:
+                seen.add(user)
+                queue.append(user)
+    named = ", ".join([*readers][:3]) + (", …" if len(readers) > 3 else "")
+    return f"no part of an attention or a network: read by {named or 'nothing'}"
 
 
 def linear(findings: Findings, projection: Projection, part: Part) -> tuple[Site, Use]:
@@ -123,14 +140,3 @@ def also_said(evidence: str, others: Iterable[str]) -> str:
     """The evidence of a site, with the parts that its weight plays elsewhere."""
     said = ", ".join(others)
     return f"{evidence}; elsewhere {said}" if said else evidence
-
-
-def told_apart(found: Iterator[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
-    """Linear sites, with the name of the weight where one module has several that play one part."""
-    pairs = list(found)
-    weights: dict[tuple[str, str], set[str]] = {}
-    for site, _ in pairs:
-        weights.setdefault((site.path, site.part), set()).add(site.weights["W"])
-    for site, use in pairs:
-        alone = len(weights[site.path, site.part]) == 1
-        yield site if alone else replace(site, name=site.weights["W"].rpartition(".")[2]), use

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -65,7 +65,18 @@ def parts_played(
                 played.setdefault(node, [Part(name, evidence=f"the {name} product of a mixture of experts")])
         for node in mixture.routers:
             played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
-    return played
+    return {node: each_once(parts) for node, parts in played.items()}
+
+
+def each_once(parts: Iterable[Part]) -> list[Part]:
+    """Parts of one projection, each once: what several attentions read of it as one part, such as a head each, is one."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        known = found.setdefault(part.name, part)
+        if known.channels is not None:
+            both = None if part.channels is None else torch.cat([known.channels, part.channels]).unique()
+            found[part.name] = replace(known, channels=both)
+    return list(found.values())
 
 
 def rest_of(parts: Iterable[Part], d_out: int) -> list[Part]:

@@ -9,6 +9,7 @@ from torch import fx
 
 from peftc.analyse.channels import MOVES, is_elementwise
 from peftc.analyse.norms import CASTS, NORMS
+from peftc.analyse.site import Origin
 from peftc.analyse.streams import is_stream, other_side
 from peftc.analyse.structure import block_of
 from peftc.graphs.reading import is_call, is_tensor, operator_name
@@ -23,6 +24,7 @@ class Seed:
         reads: the product that reads what it is computed from.
         part: "attention" or "ffn".
         path: of the module around it.
+        made_of: the weight of the product that makes it.
         scope: "cross" where it is an attention between two sequences, else "".
     """
 
@@ -30,6 +32,7 @@ class Seed:
     reads: fx.Node
     part: str
     path: str
+    made_of: Origin
     scope: str = ""
 
 

@@ -10,6 +10,9 @@ from torch import fx
 
 from peftc.lang.roles import OTHER, ROLES
 
+Origin: TypeAlias = tuple[str, tuple[tuple[int, int], ...] | None]
+"""A weight, and the (start, stop) ranges of its output channels that are meant; None for all."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -29,10 +32,13 @@ class Site:
         stack: the axis of the matrices of which the weight is a stack ("experts"), all at one site; "" for one alone.
         refolded: whether weights are stored in another shape than that of their ports' axes, as kernels are.
         window: how many keys back a query of an attention sees at most, with the one of its own place; 0 for all.
-        name: what tells its weight apart from others of its module that play the same part; else nothing.
+        name: what tells its weight, or what it is made of, apart from others of its module that play the same part; else
+            nothing.
         factor: the number that what is read of its weight is multiplied by before it comes out.
         also: parts that its weight plays elsewhere in the model: who asks for one of them asks for this site.
         computed: weight ports whose value the model computes from its parameter, as 1 + w: it can be trained, not read.
+        made_of: part → the weights that play it, each with its rows, of an attention, a network or a residual sum: uses of
+            the same weights are one site, and others are others.
     """
 
     role: str
@@ -52,6 +58,7 @@ class Site:
     factor: float = 1.0
     computed: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    made_of: Mapping[str, tuple[Origin, ...]] = field(hash=False, default_factory=dict)
 
     def axes(self, port: str) -> tuple[str, ...]:
         """The axes of a weight port in the order in which they are stored, in the words of the role."""

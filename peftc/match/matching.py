@@ -44,6 +44,7 @@ from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import WEIGHTED, leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.match.training import trained_already, training
+from peftc.match.unfound import unfound
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
 
@@ -89,6 +90,7 @@ def make_plan(
     ]
     notes += [f"{bound.label} was trained before and stays as it is" for bound in rules if bound.kept]
     notes += [note for bound in rules if not bound.kept for note in of_training(bound, matcher.applications)]
+    notes += unfound(bounds, analysis)
     notes += of_quantised(came, matcher.applications, sizes)
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")
@@ -261,7 +263,7 @@ class Matcher:
 
         An optional operand, such as a mask, may have fewer: it is broadcast.
         """
-        located = self.analysis.find(site.id, site.role)
+        located = self.analysis.find(site)
         for port, axes in section.values().items():
             if ROLES[site.role].ports[port].optional:
                 continue
@@ -273,7 +275,7 @@ class Matcher:
 
     def unchangeable(self, section: Section, site: Site) -> str | None:
         """Which operand that a section rewrites is not the site's alone, or None."""
-        located = self.analysis.find(site.id, site.role)
+        located = self.analysis.find(site)
         for port in section.rewrite:
             if ROLES[site.role].ports[port].kind == "operand" and any(
                 port in use.ports and use.ports[port].kind == "value"
@@ -357,7 +359,7 @@ class Matcher:
             owner, _, last = owner.rpartition(".")
             rest.insert(0, last)
         if site.name:
-            rest.append(site.name)
+            rest.append(site.name.replace(".", "_"))
         if number:
             rest.append(str(number))
         return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])
@@ -373,7 +375,7 @@ class Matcher:
             there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})
             raise UnknownPartError(
                 f"{bound.label}: this model has no part {selector.text!r}",
-                detail=told(left, 3),
+                detail=(*told(left, 3), *unfound([bound], self.analysis)),
                 hint=f"it has: {', '.join(there)}"
                 if there
                 else f"it has no {' or '.join(bound.roles)} at all",

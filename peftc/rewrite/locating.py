@@ -13,7 +13,7 @@ from peftc.match.plan import Application
 def locate(analysis: Analysis, application: Application, root: str) -> Located | None:
     """Where a graph has the site of an application: by its id, or for a linear map by its weight."""
     site = application.site
-    found = analysis.find(site.id, site.role)
+    found = analysis.find(site)
     if found is not None and own_name(found.site) == own_name(site):
         return found
     if ROLES[site.role].grows:

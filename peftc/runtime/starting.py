@@ -151,7 +151,7 @@ def node_of(
 ) -> fx.Node | None:
     """The node of a port at the first use of a site; None for what tells padding, in a call without any."""
     site = application.site
-    located = analysis.find(site.id, site.role)
+    located = analysis.find(site)
     source = located.uses[0].ports[port].source if located and port in located.uses[0].ports else None
     if located and port == TOKENS and source is None:
         return None

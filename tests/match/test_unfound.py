@@ -1,0 +1,64 @@
+"""Attentions some of whose products were not found, and linear maps in no part: what is said of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import peftc
+
+WIDTH, HEADS = 12, 3
+GIVEN = {"x": torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))}
+
+
+def heads(x: Tensor) -> Tensor:
+    split: Tensor = x.unflatten(-1, (HEADS, -1))
+    return split.transpose(1, 2)
+
+
+class Summed(nn.Module):
+    """An attention whose values are summed over the tokens before, which nothing follows to a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.v(x).cumsum(1)
+        gathered = functional.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(x)), heads(values))
+        return x + self.o(gathered.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+WHY = "attention .:attention: no v was found, since its v is made by cumsum, behind which no product with a weight was seen"
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_said"),
+    [("lora:attention", True), ("lora:q,k", False), ("lora:all-linear", False), ("prefix:2", False)],
+)
+def test_a_part_that_was_not_found_is_noted_where_a_rule_asks_for_it(rule: str, is_said: bool) -> None:
+    plan = peftc.plan(Summed(), [rule], GIVEN)
+    assert [note for note in plan.notes if note.startswith("attention ")] == ([WHY] if is_said else [])
+    assert (f"note: {WHY}" in str(peftc.explain(plan))) == is_said
+
+
+def test_where_no_attention_has_a_part_that_is_asked_for_the_error_says_why() -> None:
+    with pytest.raises(peftc.errors.UnknownPartError, match="cumsum"):
+        peftc.plan(Summed(), ["lora:q,v"], GIVEN)
+
+
+def test_attentions_that_lack_the_same_share_a_note() -> None:
+    model = nn.Sequential(Summed(), Summed())
+    (note,) = (
+        each
+        for each in peftc.plan(model, ["lora:attention"], {"input": GIVEN["x"]}).notes
+        if each.startswith("attention ")
+    )
+    assert note.startswith("attention 0:attention and 1 more: no v")
+
+
+def test_a_map_in_no_part_says_what_reads_it() -> None:
+    (site,) = (each for each in peftc.sites(Summed(), GIVEN) if each.role == "linear" and not each.part)
+    assert (site.path, site.evidence) == ("v", "no part of an attention or a network: read by cumsum")
