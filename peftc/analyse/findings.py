@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from peftc.analyse.attention import attention_cores
-from peftc.analyse.channels import ChannelFlow, rows_of
+from peftc.analyse.channels import ChannelFlow
 from peftc.analyse.experts import mixtures
 from peftc.analyse.feedforward import feed_forwards, without_taken
+from peftc.analyse.numbering import rows_of
 from peftc.analyse.outputs import head_nodes
 from peftc.analyse.paths import lookup
 from peftc.analyse.projections import projections
