@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from peftc.analyse.channels import ChannelFlow, channels_of, is_elementwise
+from peftc.analyse.channels import ChannelFlow, is_elementwise
+from peftc.analyse.numbering import channels_of
 from peftc.graphs.reading import argument, is_call, is_tensor, operator_name, schema_of
 
 ACTIVATIONS = frozenset(

@@ -8,7 +8,7 @@ and a value tells of which tokens it is made.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from peftc.analyse.numbering import Layers, channels_of, laid, laid_all
 from peftc.analyse.projections import Projection
 from peftc.analyse.streams import is_residual
+from peftc.analyse.writing import PUTS, WRITES, put, writes, written
 from peftc.graphs.reading import (
     CONSTANT,
+    STATE,
     argument,
     hint,
     is_call,
@@ -43,9 +46,6 @@ POINTWISE = frozenset(
 )
 """Operators that work number by number, in their last axis at most; torch tells of more: see `is_elementwise`."""
 
-Layers = tuple[Tensor, ...]
-"""Numbers in a value's shape: token · channels + channel, -1 where it is made of none; a sum has several such."""
-
 MOST_LAYERS = 16  # a value with more is mixed of so many numbers that where they stand is no evidence
 
 
@@ -56,6 +56,15 @@ class ChannelFlow:
         self.projections, self.order = projections, order
         self.known: dict[fx.Node, dict[fx.Node, Layers]] = {}
         self.told: dict[fx.Node, dict[fx.Node, Tensor]] = {}
+        self.steps: Mapping[str, Callable[[fx.Node], dict[fx.Node, Layers]]] = {
+            "view_as_complex": self.paired,
+            "view_as_real": self.doubled,
+            "index": self.picked,
+            **dict.fromkeys(("slice_scatter", "select_scatter"), self.scattered),
+            **dict.fromkeys((*PUTS, *WRITES), self.put_over),
+            **dict.fromkeys(("cat", "stack"), self.joined),
+            "glu": self.folded,
+        }
 
     def of(self, node: object) -> dict[fx.Node, Tensor]:
         """Numbers of the channels of projections that reach a node without passing through another projection.
@@ -70,7 +79,7 @@ class ChannelFlow:
 
     def layers(self, node: object) -> dict[fx.Node, Layers]:
         """What each projection makes, where it stands in a value."""
-        if not isinstance(node, fx.Node) or node.op != "call_function":
+        if not isinstance(node, fx.Node) or (node.op != "call_function" and node.meta.get(STATE) != "buffer"):
             return {}
         if node not in self.known:
             self.known[node] = {}  # a value under construction is made of nothing: graphs have no cycles
@@ -84,6 +93,8 @@ class ChannelFlow:
         if node in self.projections:
             sizes = shape(node)
             return {node: (torch.arange(prod(sizes)).view(sizes),)}
+        if node.op != "call_function":
+            return self.held(node)
         name = operator_name(node)
         if name == "getitem" and operator_name(node.args[0]) in SPLITS:  # type: ignore[arg-type]
             source: Any = node.args[0]
@@ -92,18 +103,8 @@ class ChannelFlow:
             return {}
         if name in MOVES:
             return self.moved(node, lambda index: rerun(node, index))
-        if name == "view_as_complex":  # each number is made of two
-            return self.paired(node)
-        if name == "view_as_real":  # each of two is made of what the number is
-            return self.moved(node, lambda index: index.unsqueeze(-1).expand(shape(node)))
-        if name == "index":
-            return self.picked(node)
-        if name in ("slice_scatter", "select_scatter"):
-            return self.scattered(node)
-        if name in ("cat", "stack"):
-            return self.joined(node)
-        if name == "glu":
-            return laid_all(pair for half in self.halves(node) for pair in half.items())
+        if step := self.steps.get(name):
+            return step(node)
         if is_elementwise(node) and not is_residual(node, self.order):
             return self.spread(node)
         return {}
@@ -119,6 +120,18 @@ class ChannelFlow:
             for origin, layers in self.layers(node.args[0]).items()
         }
 
+    def doubled(self, node: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels of pairs of numbers, both made of what a complex number is made of."""
+        return self.moved(node, lambda index: index.unsqueeze(-1).expand(shape(node)))
+
+    def folded(self, node: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels of a gated linear unit: those of both halves."""
+        return laid_all(pair for half in self.halves(node) for pair in half.items())
+
+    def put_over(self, node: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels of a tensor into which others are written."""
+        return laid_all([*self.layers(node.args[0]).items(), *self.put_in(node, node)])
+
     def picked(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of what is picked by lists of numbers that are known before anything runs."""
         indices: Any = node.args[1]
@@ -131,6 +144,23 @@ class ChannelFlow:
         """Channels of a tensor one part of which is put in."""
         rest = [hint(value(arg)) if isinstance(arg, fx.Node) else arg for arg in node.args[2:]]
         return self.beside(node.args[:2], lambda base, part: node.target(base, part, *rest))  # type: ignore[operator]
+
+    def held(self, buffer: fx.Node) -> dict[fx.Node, Layers]:
+        """Channels that calls write into a tensor of the model."""
+        return laid_all(pair for call, views in writes(buffer) for pair in self.put_in(call, buffer, views))
+
+    def put_in(
+        self, call: fx.Node, base: fx.Node, views: tuple[fx.Node, ...] = ()
+    ) -> Iterator[tuple[fx.Node, Layers]]:
+        """Channels that a call puts into some views of a tensor, where they stand in it."""
+        for origin, layers in self.layers(written(call)).items():
+            for layer in layers:
+                whole = torch.full(shape(base), -1)
+                place = whole
+                for view in views:
+                    place = rerun(view, place)
+                put(call, place, layer)
+                yield origin, (whole,)
 
     def joined(self, node: fx.Node) -> dict[fx.Node, Layers]:
         """Channels of a concatenation, part by part."""
@@ -186,32 +216,6 @@ class ChannelFlow:
         return len(first) == prod(before) == len(first.unique())  # axes may have changed places
 
 
-def channels_of(held: Mapping[fx.Node, Layers]) -> dict[fx.Node, Tensor]:
-    """The numbers of the channels in some layers, of each origin, counting up."""
-    each = {
-        origin: torch.cat([layer[layer >= 0] for layer in layers]) % shape(origin)[-1]
-        for origin, layers in held.items()
-    }
-    return {origin: torch.unique(numbers) for origin, numbers in each.items() if len(numbers)}
-
-
-def laid_all(pairs: Iterable[tuple[fx.Node, Layers]]) -> dict[fx.Node, Layers]:
-    """The layers of each origin among some that were told apart."""
-    result: dict[fx.Node, Layers] = {}
-    for origin, layers in pairs:
-        for layer in layers:
-            result[origin] = laid(result.get(origin, ()), layer)
-    return result
-
-
-def laid(layers: Layers, new: Tensor) -> Layers:
-    """Some layers and one more, which is put into one of them where that has no other channels at its places."""
-    for place, layer in enumerate(layers):
-        if bool(((layer == new) | (layer < 0) | (new < 0)).all()):
-            return (*layers[:place], torch.maximum(layer, new), *layers[place + 1 :])
-    return (*layers, new)
-
-
 def is_elementwise(node: fx.Node) -> bool:
     """Whether each number of a value is made of those at its own place.
 
@@ -224,6 +228,13 @@ def is_elementwise(node: fx.Node) -> bool:
         and is_tensor(node)
         and (value(node).is_floating_point() or value(node).is_complex())
     )
+
+
+def is_side_by_side(node: fx.Node) -> bool:
+    """Whether a node puts the channels of some values side by side, as those of heads; tokens in a row are not meant."""
+    if is_call(node, "stack"):
+        return True
+    return is_call(node, "cat") and argument(node, "dim") in (-1, value(node).dim() - 1)
 
 
 def constant_of(node: fx.Node) -> Tensor | None:
@@ -251,20 +262,13 @@ def rerun(node: fx.Node, index: Tensor) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def rows_of(numbers: Tensor, d_out: int) -> tuple[tuple[int, int], ...] | None:
-    """Channel numbers, which count up, as ranges; None where they are all of them."""
-    if len(numbers) == d_out:
-        return None
-    breaks = (numbers[1:] - numbers[:-1] != 1).nonzero().flatten().tolist()
-    starts = [0, *[position + 1 for position in breaks]]
-    stops = [*[position + 1 for position in breaks], len(numbers)]
-    return tuple((int(numbers[a]), int(numbers[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
-
-
 def downstream(
     node: fx.Node, projections: Mapping[fx.Node, Projection], order: Mapping[fx.Node, int]
 ) -> list[fx.Node]:
-    """The projections that read a value first, through data movement and elementwise operations but no residual sum."""
+    """The projections that read a value first, alone or beside others: through data movement and elementwise operations.
+
+    Through no residual sum.
+    """
     found: list[fx.Node] = []
     queue, seen = [node], {node}
     while queue:
@@ -275,7 +279,12 @@ def downstream(
                     found.append(user)
             elif (
                 user not in seen
-                and (operator_name(user) in MOVES or is_elementwise(user) or user.target is operator.getitem)
+                and (
+                    operator_name(user) in MOVES | SPLITS
+                    or is_elementwise(user)
+                    or user.target is operator.getitem
+                    or is_side_by_side(user)
+                )
                 and not is_residual(user, order)
             ):
                 seen.add(user)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, fx
 
@@ -12,6 +12,7 @@ from peftc.analyse.attention import AttentionCore
 from peftc.analyse.channels import MOVES, ChannelFlow, downstream, is_elementwise
 from peftc.analyse.projections import Projection
 from peftc.analyse.residuals import between
+from peftc.analyse.streams import is_before, is_residual
 from peftc.graphs.reading import (
     ancestors,
     argument,
@@ -64,11 +65,13 @@ def feed_forwards(
     Its way back must end at the width where it began: that tells it from a pooler before a classifier. One projection
     may be an attention's and a network's at once, each of other channels of it.
     """
+    cores = list(cores)
+    outputs = {core.o for core in cores}
     taken: dict[fx.Node, set[int]] = {}
     for core in cores:
         for projection, parts in core.parts.items():
             taken.setdefault(projection, set()).update(*(index.tolist() for index in parts.values()))
-        if core.o is not None:
+        if core.o is not None and not widens(core, projections):
             taken[core.o] = set(range(projections[core.o].d_out))
 
     def is_free(origin: fx.Node, index: Tensor | None) -> bool:
@@ -79,7 +82,7 @@ def feed_forwards(
         node, name = activation.node, activation.name
         activated = {origin: index for origin, index in activation.channels.items() if is_free(origin, index)}
         readers = downstream(node, projections, flow.order) if len(activated) == 1 else []
-        if not readers or readers[0] in taken or readers[0] in found:
+        if not readers or readers[0] in taken or readers[0] in outputs or readers[0] in found:
             continue
         (first, channels), down = next(iter(activated.items())), readers[0]
         if projections[first].d_in != projections[down].d_out:
@@ -100,7 +103,43 @@ def feed_forwards(
         ):
             played = {"gate": channels} | ({} if other.channels is None else {"up": other.channels})
             found[down] = FeedForward(other.origin, down, first, name, played)
-    return [network for network in found.values() if is_token_wise(network, projections, flow)]
+    return [
+        network
+        for network in found.values()
+        if is_token_wise(network, projections, flow) and not is_excitation(network, projections, flow)
+    ]
+
+
+def widens(core: AttentionCore, projections: Mapping[fx.Node, Projection]) -> bool:
+    """Whether what reads an attention's result makes another width than its queries are made of.
+
+    Behind an attention that has no output projection, a network's own first product does.
+    """
+    query = core.projection("q")
+    return None not in (core.o, query) and projections[core.o].d_out != projections[query].d_in  # type: ignore[index]
+
+
+def without_taken(cores: Iterable[AttentionCore], networks: Iterable[FeedForward]) -> list[AttentionCore]:
+    """The attentions, without an output projection where that begins a feed-forward network."""
+    begun = {node for network in networks for node in (network.up, network.gate)}
+    return [replace(core, o=None) if core.o in begun else core for core in cores]
+
+
+def is_excitation(network: FeedForward, projections: Mapping[fx.Node, Projection], flow: ChannelFlow) -> bool:
+    """Whether what a network makes says, by a sigmoid, how much of what it is computed from is let through."""
+    x = projections[network.up].x
+    queue = [(projections[network.down].result, False)]
+    for node, squashed in queue:
+        for user in node.users:
+            if squashed and is_call(user, "mul"):
+                others = [side for side in user.all_input_nodes if side is not node and is_tensor(side)]
+                if any(is_before(other, x, flow.order) for other in others):
+                    return True
+            after = (user, squashed or is_call(user, "sigmoid", "hardsigmoid"))
+            passes = operator_name(user) in MOVES or is_elementwise(user)
+            if passes and after not in queue and not is_residual(user, flow.order):
+                queue.append(after)
+    return False
 
 
 def is_token_wise(network: FeedForward, projections: Mapping[fx.Node, Projection], flow: ChannelFlow) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from peftc.analyse.attention import attention_cores
-from peftc.analyse.channels import ChannelFlow, rows_of
+from peftc.analyse.channels import ChannelFlow
 from peftc.analyse.experts import mixtures
-from peftc.analyse.feedforward import feed_forwards
+from peftc.analyse.feedforward import feed_forwards, without_taken
+from peftc.analyse.numbering import rows_of
 from peftc.analyse.outputs import head_nodes
 from peftc.analyse.paths import lookup
 from peftc.analyse.projections import projections
@@ -29,8 +30,9 @@ class Findings:
         self.order = order_of(graph)
         self.projections = projections(graph)
         self.flow = ChannelFlow(self.projections, self.order)
-        self.cores = attention_cores(graph, self.projections, self.flow)
-        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, self.cores)
+        cores = attention_cores(graph, self.projections, self.flow)
+        self.feed_forwards = feed_forwards(graph, self.projections, self.flow, cores)
+        self.cores = without_taken(cores, self.feed_forwards)
         self.mixtures = mixtures(graph, self.projections)
         self.heads = set(head_nodes(graph, self.projections, self.blocks))
         self.token_inputs = token_inputs(self.cores)

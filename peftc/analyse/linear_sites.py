@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from peftc.analyse.channels import MOVES, rows_of
+from peftc.analyse.channels import MOVES
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.findings import Findings
 from peftc.analyse.matrices import EXPERTS
+from peftc.analyse.numbering import rows_of
 from peftc.analyse.outputs import is_given
 from peftc.analyse.parts import Part, parts_played, rest_of
 from peftc.analyse.projections import Projection
