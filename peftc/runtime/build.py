@@ -168,13 +168,17 @@ def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule
     for owner in (*owners, *(application.site.path for application in plan.applications)):
         parts = owner.split(".")
         paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-    for path in paths:
+    adopted: set[int] = set()
+    for path in sorted(paths):
         try:
             module = root.get_submodule(path)
         except AttributeError:
             continue  # a site that is a parameter, not a module
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
             continue
+        if id(module) in adopted:  # a child of several modules is one, by the first of its paths
+            continue
+        adopted.add(id(module))
         engine.enrol(path, module)
         module.__class__ = generated_class(type(module), None if path else kind)
         object.__setattr__(module, "_peftc", engine)
