@@ -27,13 +27,16 @@ RECURRENCES = frozenset(
 )
 CONTRACTIONS: Mapping[str, Arguments] = {
     **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot", "inner", "einsum"), (0, 1)),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv", "bilinear"), (1, 2)),
+    **dict.fromkeys(("tensordot", "linalg_vecdot", "cosine_similarity", "cdist", "_cdist_forward"), (0, 1)),
+    **dict.fromkeys(("linalg_multi_dot", "embedding_bag", "_embedding_bag"), (0,)),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "bilinear"), (1, 2)),
+    **dict.fromkeys(("scaled_dot_product_attention", "capped_attention"), (1, 2)),
     **dict.fromkeys((*CONVOLUTIONS, "linear", "convolution", "_convolution", *BY_NUMBER), (1,)),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (1,)),
     **dict.fromkeys(RECURRENCES, (2, 3)),
 }
 """Operators that sum over what they multiply → which of their arguments weights are, or lists of them."""
-PICKS = frozenset(("index", "index_select", "gather", "take_along_dim"))
+PICKS = frozenset(("index", "index_select", "gather", "take_along_dim", "where"))
 """Data movement by numbers that data may tell."""
 
 
@@ -118,7 +121,9 @@ def meets(user: fx.Node, node: fx.Node, data: Collection[fx.Node]) -> bool:
         return sums(user, node)
     if name in CONTRACTIONS:
         return True
-    return name == "mul" and any(is_call(each, "sum") and sums_over(each, user, node) for each in user.users)
+    return name == "mul" and any(
+        is_call(each, "sum", "mean") and sums_over(each, user, node) for each in user.users
+    )
 
 
 def sums(user: fx.Node, node: fx.Node) -> bool:
@@ -143,6 +148,8 @@ def sums_over(total: fx.Node, product: fx.Node, weight: fx.Node) -> bool:
 
 def moves(user: fx.Node, node: fx.Node) -> bool:
     """Whether a call with data only moves a weight, or picks of it."""
+    if is_call(user, "where"):
+        return node in user.args[1:]
     return is_moved(operator_name(user)) and bool(user.args) and user.args[0] is node
 
 

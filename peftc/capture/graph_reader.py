@@ -45,6 +45,7 @@ class GraphReader:
         self.graph = fx.Graph()
         self.changes: dict[str, Change] = {}
         self.given: tuple[str, ...] = ()
+        self.paths = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self.first: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
             self.first.setdefault(id(tensor), name)
@@ -154,10 +155,15 @@ class GraphReader:
         A module that is called several times has one path; its later calls carry another `call`.
         """
         stack = node.meta.get("nn_module_stack") or {}
-        found = []
+        found: list[tuple[str, str]] = []
         for key, (path, _) in stack.items():
             inner = path.partition("@")[0].removeprefix("L['self'].").removeprefix("L['self']")
             whole = ".".join(part for part in (self.path, inner) if part)
+            if (
+                whole not in self.paths and found
+            ):  # of a module that has several parents, torch leaves out the first
+                below = ".".join(part for part in (found[-1][0], inner) if part)
+                whole = below if below in self.paths else whole
             found.append((whole, key.rpartition("@")[2] if "@" in key else "0"))
         return tuple(found)
 

@@ -51,6 +51,36 @@ def told(model: nn.Module, x: Tensor) -> dict[str, str]:
 
 
 READ = {
+    "over axes by number": (
+        lambda x, w: torch.tensordot(x, w, dims=([1], [0])),
+        (WIDTH, OUT),
+        ROWS,
+        "its weight goes into tensordot in a form that is no site",
+    ),
+    "by angles": (
+        lambda x, w: functional.cosine_similarity(x[:, None], w, dim=-1),
+        (OUT, WIDTH),
+        ROWS,
+        "its weight goes into cosine_similarity in a form that is no site",
+    ),
+    "multiplied and averaged": (
+        lambda x, w: (x[:, None] * w).mean(-1),
+        (OUT, WIDTH),
+        ROWS,
+        "its weight goes into mul and sum in a form that is no site",
+    ),
+    "keys that are a parameter": (
+        lambda x, w: functional.scaled_dot_product_attention(x[:, None], w.expand(2, 1, -1, -1), x[:, None]),
+        (5, WIDTH),
+        TOKENS,
+        "its weight goes into scaled_dot_product_attention in a form that is no site",
+    ),
+    "one of two, as data say": (
+        lambda x, w: x @ torch.where(x.mean() > 0, w[0], w[1]),
+        (2, WIDTH, OUT),
+        ROWS,
+        "its weight goes into matmul in a form that is no site",
+    ),
     "all experts, of rows": (
         lambda x, w: torch.einsum("nd,edf->nef", x, w),
         (STACK, WIDTH, OUT),
