@@ -92,11 +92,11 @@ def test_check_model(folder: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_why_a_model_has_no_attention_is_said(tmp_path: Path, capsys: Any) -> None:
-    entry("gpt_oss").model().save_pretrained(tmp_path)  # a learned number beside the scores of its softmax
+    entry("openai-gpt").model().save_pretrained(tmp_path)  # whose scores are multiplied with its mask
     code, _, err = run(["sites", str(tmp_path), "--role", "attention"], capsys)
     assert code == 2
     assert "this model has no 'attention'" in err
-    assert "not read as attention: softmax in model.layers.0.self_attn" in err
+    assert "not read as attention: softmax in transformer.h.0.attn" in err
     _, _, err = run(["sites", str(tmp_path), "--role", "atention"], capsys)
     assert "not read" not in err
 
