@@ -173,7 +173,7 @@ def certified(model_type: str, rules: list[str], absent: bool) -> None:
     assert certificate.passed, str(certificate)
 
 
-# A certificate of an encoder-decoder is quick in tests/certificate.
+# Decoding behind an encoder is quick in tests/certificate.
 @pytest.mark.parametrize("model_type", quick(HARD.split(), {"gpt2", "albert"}))
 def test_rules_together_on_what_is_hard(model_type: str) -> None:
     if model_type in NO_ATTENTION:

@@ -65,6 +65,7 @@ def test_a_scope_alone_means_the_rules_own_parts() -> None:
     assert "attention" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_prefix_for_each_attention_or_for_one_scope() -> None:
     model: Any = entry("bart").model()
     for spec, want in (

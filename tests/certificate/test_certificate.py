@@ -24,7 +24,7 @@ from tests.models import bert, llama, tokens
 RULES = {"lora": ["lora:q,v"], "all": ["lora:all-linear(rank=4)", "bitfit"], "prefix": ["prefix:3"]}
 
 
-QUICK = ((bert, "lora"), (bert, "prefix"), (llama, "prefix"))
+QUICK = ((bert, "lora"), (bert, "prefix"))
 SOUND = [
     pytest.param(
         make, rules, id=f"{make.__name__}-{name}", marks=() if (make, name) in QUICK else pytest.mark.slow

@@ -157,6 +157,7 @@ def test_a_token_that_is_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert "output 3 does not see token 3" in finding.detail
 
 
+@pytest.mark.slow
 def test_a_call_of_a_size_that_has_no_program_yet_is_captured() -> None:
     model = entry("mamba").model()  # its scan is captured for one length at a time
     given = inputs(model)

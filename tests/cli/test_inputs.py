@@ -41,6 +41,7 @@ def told(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_graph_is_that_of_the_call_in_the_file(folder: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "in.safetensors", inputs_embeds=torch.randn(2, 9, 24))
     assert "inputs_embeds: float32" in told("graph", folder, "--inputs", file)
@@ -51,6 +52,7 @@ def test_the_graph_is_that_of_the_call_in_the_file(folder: Path, tmp_path: Path)
     assert "word_embeddings" in told("sites", folder)
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_certificate_are_of_a_model_that_needs_the_file(tmp_path: Path) -> None:
     # In its tokens as many ids lie side by side as it has codebooks: no config of others tells so.
     entry("kyutai_speech_to_text", "speech").model().save_pretrained(tmp_path)

@@ -189,6 +189,7 @@ def test_the_models_own_head_and_checkpointing(settings: Settings, quiet: Consol
     assert predict(settings.out, settings.data, quiet).accuracy is not None
 
 
+@pytest.mark.slow
 def test_causal_language_model_reports_perplexity(tiny_encoder: Path, tmp_path: Path, quiet: Console) -> None:
     from transformers import AutoTokenizer
 

@@ -179,6 +179,7 @@ def test_the_loss_is_the_papers() -> None:
     assert (trained - plain).detach().item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cut_rank_neither_acts_nor_comes_back() -> None:
     """After the cooldown begins, the update is that of the kept ranks alone, in the equation of the paper."""
     compiled, _, _ = pair()

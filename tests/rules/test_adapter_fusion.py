@@ -208,6 +208,7 @@ def test_the_values_are_kept_near_the_identity(tmp_path: Path) -> None:
     assert torch.allclose(trained - plain, torch.as_tensor(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_was_fused_needs_no_other_folder(tmp_path: Path) -> None:
     model = bert()
     folders, _ = saved(model, tmp_path / "single", "bottleneck:8@1")

@@ -85,6 +85,7 @@ def test_the_equation(kind: str, make: Callable[[], Any], reduction: int, count:
         assert (one - other).abs().max() <= 1e-8 * max(float(other.abs().max()), 1e-6), name
 
 
+@pytest.mark.slow
 def test_it_trains_the_norms_and_starts_close_to_the_model(tmp_path: Path) -> None:
     model = bert(num_hidden_layers=1)
     compiled: Any = peftc.compile(model, ["compacter:3"], defaults=False)

@@ -128,6 +128,7 @@ def test_hf_peft_with_the_same_network(network: str) -> None:
         assert (mine - yours).abs().max() <= 1e-5 * max(1e-2, float(yours.abs().max()))
 
 
+@pytest.mark.slow
 def test_it_is_folded_saved_and_generates(tmp_path: Path) -> None:
     model, compiled, _ = made("llama", "lstm")
     ids, mask = tokens(), padding(left=True)

@@ -53,7 +53,12 @@ ENDS = {"bert": ("query", "output.dense"), "llama": ("q_proj", "o_proj"), "t5": 
 
 
 @pytest.mark.parametrize(
-    ("kind", "make"), [("bert", bert), ("llama", llama), ("t5", lambda: entry("t5").model())]
+    ("kind", "make"),
+    [
+        ("bert", bert),
+        pytest.param("llama", llama, marks=pytest.mark.slow),
+        pytest.param("t5", lambda: entry("t5").model(), marks=pytest.mark.slow),
+    ],
 )
 def test_beside_the_attention(kind: str, make: Callable[[], Any]) -> None:
     model = make().double()

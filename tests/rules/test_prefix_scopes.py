@@ -107,7 +107,7 @@ def model_and_call(name: str) -> tuple[Any, dict[str, Tensor]]:
         ("bart", "prefix:3", {"encoder", "decoder", "cross"}),
         pytest.param("t5", "prefix:3", {"encoder", "decoder", "cross"}, marks=pytest.mark.slow),
         pytest.param("bart", "prefix:encoder(length=3)", {"encoder"}, marks=pytest.mark.slow),
-        ("bart", "prefix:cross(length=3)", {"cross"}),
+        pytest.param("bart", "prefix:cross(length=3)", {"cross"}, marks=pytest.mark.slow),
         pytest.param("t5", "prefix:decoder(length=3)", {"decoder"}, marks=pytest.mark.slow),
     ],
 )

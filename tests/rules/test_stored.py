@@ -131,6 +131,7 @@ def test_singular_vectors_are_those_of_the_turned_matrix(kind: str) -> None:
     assert torch.allclose(held["B"] @ held["A"], u[:, :4] * s[:4] @ vh[:4], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bias_and_generation_on_stored_matrices() -> None:
     model = conv()
     compiled: Any = peftc.compile(model, ["bitfit", "prefix:3"], defaults=False).eval()

@@ -32,6 +32,7 @@ def test_gates_can_be_the_mean_over_padding_too(make: Callable[[], Any], kind: s
     check_equal(model, kind, compiled, padded=True)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_gate() -> None:
     """A row gives the same beside longer ones as alone, which a mean over padding does not."""
     model = bert().double().eval()
