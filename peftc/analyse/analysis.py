@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx, nn
 
@@ -47,15 +48,25 @@ class Analysis:
 
     def find(self, site: Site) -> Located | None:
         """Where this graph has a site, which may be another graph's: there it may have a name that it needs none for here."""
-        there = [located for located in self.located if (located.site.role, located.site.id) == place(site)]
-        found = [
-            each
-            for each in self.located
-            if place(replace(each.site, name="")) == place(replace(site, name=""))
-        ]
-        by_weights = (located for located in found if is_one(located.site, site))
+        for located in self.by_part.get((site.role, site.path, site.part), ()):
+            if is_one(located.site, site):
+                return located
         # One of a weight is known by its name too, since a tied one may be called otherwise.
-        return next(by_weights, there[0] if there and not site.made_of else None)
+        return None if site.made_of else self.by_place.get(place(site))
+
+    @cached_property
+    def by_place(self) -> Mapping[tuple[str, str], Located]:
+        """Role and id → the site."""
+        return {place(located.site): located for located in self.located}
+
+    @cached_property
+    def by_part(self) -> Mapping[tuple[str, str, str], Sequence[Located]]:
+        """Role, path and part → the sites, which differ in their names at most."""
+        found: dict[tuple[str, str, str], list[Located]] = {}
+        for located in self.located:
+            site = located.site
+            found.setdefault((site.role, site.path, site.part), []).append(located)
+        return found
 
 
 def analyse(graph: fx.Graph, root: nn.Module) -> Analysis:
