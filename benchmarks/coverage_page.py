@@ -157,7 +157,7 @@ def tables(rows: Rows) -> Iterator[str]:
 
 def without_attention(rows: Rows) -> Iterator[str]:
     """Models in which no attention was found, by the reason: rows measured before it was kept tell none."""
-    from benchmarks.coverage import UNREAD
+    from peftc.capture import UNREAD
 
     softmax = {key: row["unread"] for key, row in rows.items() if row.get("unread")}
     untold = [key for key, row in rows.items() if "unread" not in row]

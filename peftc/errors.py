@@ -218,6 +218,11 @@ def carets(text: str, start: int, stop: int) -> tuple[str, str]:
     return text, " " * start + "^" * max(1, stop - start)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, such as one of a third party; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def instead(name: str, known: Iterable[str], noun: str = "there is") -> str:
     """The hint for an unknown name: the nearest of the names that are known, then all of them."""
     names = sorted(set(known))

@@ -49,11 +49,7 @@ def parts_played(
                 played.setdefault(projection, []).append(Part(name, channels, scope, evidence))
         if core.o is not None:
             evidence = f"first product that reads {core.node.name}"
-            own = played.setdefault(core.o, [])
-            if all(
-                part.name != "o" for part in own
-            ):  # one may read several attentions, as of a module for each head
-                own.append(Part("o", None, scope, evidence))
+            played.setdefault(core.o, []).append(Part("o", None, scope, evidence))
     for network in networks:
         for name, node in (("gate", network.gate), ("up", network.up), ("down", network.down)):
             if node is not None:

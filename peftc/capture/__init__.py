@@ -11,6 +11,9 @@ from peftc.capture.signature import Call
 from peftc.graphs.program import Program
 from peftc.passes import AS_MADE, PassRecord, PassSettings, name_of
 
+UNREAD = "not read as attention: "
+"""How a line begins that says why a softmax was not read."""
+
 
 def capture(
     root: nn.Module,
@@ -40,8 +43,13 @@ def capture(
 
 
 def unread_attention(records: Iterable[PassRecord]) -> tuple[str, ...]:
-    """Softmaxes that were not read as attention, each with its module and the reason, from what the passes did."""
-    return tuple(miss for record in records if record.name == name_of(ReadScores) for miss in record.misses)
+    """A line for each softmax that was not read as attention, with its module and the reason, from what the passes did."""
+    return tuple(
+        f"{UNREAD}{miss}"
+        for record in records
+        if record.name == name_of(ReadScores)
+        for miss in record.misses
+    )
 
 
-__all__ = ["capture", "unread_attention"]
+__all__ = ["UNREAD", "capture", "unread_attention"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peftc.certificate.findings import Certificate, Finding, first_line
+from peftc.certificate.findings import Certificate, Finding, said_by
 from peftc.certificate.properties import PROPERTIES, Property
 from peftc.certificate.subject import Subject, examined, run, varied
 from peftc.errors import CaptureError, PeftcError
@@ -49,7 +49,7 @@ def refuse_what_the_model_refuses(subject: Subject) -> None:
         shapes = {n: list(v.shape) for n, v in subject.arguments.items() if isinstance(v, Tensor)}
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise CaptureError(
-            f"{type(subject.plain).__name__} itself raises {type(why).__name__} in this call: {first_line(why)}",
+            f"{type(subject.plain).__name__} itself raises {type(why).__name__} in this call: {said_by(why)}",
             detail=(f"it was called with {shown or 'no tensor'}",),
             hint="give example inputs that the model takes, such as ids of its vocabulary",
         ) from why
@@ -62,7 +62,7 @@ def finding_of(examine: Property, subject: Subject) -> Finding:
     except (PeftcError, TimeoutError):
         raise
     except Exception as why:  # noqa: BLE001 - whatever the module raises where the model did not
-        said = f"{type(why).__name__}: {first_line(why)}"
+        said = f"{type(why).__name__}: {said_by(why)}"
         return Finding(examine.__name__.replace("_", " "), "fail", detail=said)
 
 

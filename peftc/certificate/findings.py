@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from peftc.errors import first_line
+
 Verdict = Literal["pass", "fail", "not applicable"]
 
 
@@ -45,10 +47,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def first_line(why: BaseException) -> str:
+def said_by(why: BaseException, room: int = 120) -> str:
     """What an error says, as far as a detail has room."""
-    said = str(why).strip().splitlines() or [type(why).__name__]
-    return said[0][:120]
+    return first_line(why)[:room]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.outputs import outputs_of
 from peftc.certificate.sizes import is_single, of_several_tokens
 from peftc.certificate.subject import Arguments, Subject, kept, wanting_gradients
@@ -230,7 +230,7 @@ def tried(subject: Subject) -> Arguments | str:
                 if loss.requires_grad:
                     loss.backward()
             except RuntimeError as why:
-                reasons.append(str(why).splitlines()[0][:80])
+                reasons.append(said_by(why, 80))
             else:
                 return call
             finally:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peftc.capture.arguments import is_decoders, kind_of
-from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.subject import Arguments, Subject, error, main_output, run
 from peftc.certificate.visibility import given_text
 from peftc.errors import BranchError, ProgramError
@@ -166,7 +166,7 @@ def figure_of(subject: Subject, difference: Callable[[nn.Module], float]) -> flo
     try:
         before = difference(subject.plain)
     except Exception as why:  # noqa: BLE001 - the model itself does not take such a call
-        return f"the model does not take such a call: {str(why).splitlines()[0][:60]}"
+        return f"the model does not take such a call: {said_by(why, 60)}"
     if not before <= 10 * subject.tolerance:
         return f"the model itself differs by {before:.1g}"
     return difference(subject.compiled)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftc.certificate.findings import Finding, counted, first_line, none, within
+from peftc.certificate.findings import Finding, counted, none, said_by, within
 from peftc.certificate.gradients import captured_gradients, checkpointing, gradients_reach
 from peftc.certificate.identity import identity_at_start
 from peftc.certificate.invariances import batch, decoding, padding
@@ -35,7 +35,7 @@ def adapters_off(subject: Subject) -> Finding:
         except TimeoutError:
             raise
         except Exception as why:  # noqa: BLE001 - the model itself does not take this size
-            refused = refused or first_line(why)
+            refused = refused or said_by(why)
             continue
         sizes.add(size_of(arguments))
         names.update(want)
@@ -94,7 +94,7 @@ def traced(subject: Subject) -> Finding:
     except PeftcError:
         raise
     except Exception as why:  # noqa: BLE001 - the tracer may raise anything: that is the finding
-        return Finding("torch.compile", "fail", detail=first_line(why))
+        return Finding("torch.compile", "fail", detail=said_by(why))
     finally:
         torch._dynamo.reset()  # noqa: SLF001
     return within(

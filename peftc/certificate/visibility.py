@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peftc.certificate.attention import compared
-from peftc.certificate.findings import Finding, none, within
+from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.subject import Arguments, Subject, run
 from peftc.lang import Section, signature
 from peftc.lang.scope import expressions
@@ -76,7 +76,7 @@ def between_tokens(subject: Subject) -> tuple[Tensor, Tensor] | str:
     try:
         plain = run(subject.plain, arguments)
     except Exception as why:  # noqa: BLE001 - the model itself does not take such a call
-        return f"the model does not take such a call: {str(why).splitlines()[0][:60]}"
+        return f"the model does not take such a call: {said_by(why, 60)}"
     if plain.dim() < 3 or plain.shape[1] != length:
         return "the output has no place for each token"
     return plain, run(subject.compiled, arguments)

@@ -41,7 +41,7 @@ def sites(
     if role is not None:
         roles = sorted({site.role for site in found})
         if role not in roles:
-            why = tuple(f"not read as attention: {miss}" for miss in unread) if role == "attention" else ()
+            why = unread if role == "attention" else ()
             raise UnknownPartError(
                 f"this model has no {role!r}", where="--role", detail=why, hint=instead(role, roles)
             )

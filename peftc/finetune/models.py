@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftc.errors import ModelError
+from peftc.errors import ModelError, first_line
 from peftc.finetune.job import Pooling, Task
 from peftc.finetune.pooling import MeanPooledClassifier
-from peftc.finetune.readers import first_line
 
 GGUF_SUFFIX = ".gguf"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftc.errors import DataError, instead
+from peftc.errors import DataError, first_line, instead
 
 TEXT_COLUMN_OF_PLAIN_TEXT = "text"
 
@@ -242,8 +242,3 @@ def shorten(text: str, width: int = 90) -> str:
     """The text on one line, cut with an ellipsis where it is long."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what a third party's exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

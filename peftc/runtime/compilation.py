@@ -12,7 +12,7 @@ from peftc.analyse import Analysis, analyse
 from peftc.capture import capture, unread_attention
 from peftc.capture.examples import example_arguments, explain
 from peftc.capture.signature import Call, Key, Parameters, example_call, mode_key, read_call
-from peftc.errors import CaptureError, NoMatchError, PeftcError, UnknownPartError
+from peftc.errors import CaptureError, NoMatchError, PeftcError, UnknownPartError, first_line
 from peftc.graphs.branches import expect
 from peftc.graphs.program import Program
 from peftc.lang import Bound
@@ -89,9 +89,8 @@ def other_way(model: nn.Module, captured: Captured, call: Call) -> tuple[bool, .
     except (PeftcError, TimeoutError):
         raise
     except Exception as why:
-        said = str(why).strip().splitlines() or [""]
         raise CaptureError(
-            f"{type(model).__name__} raises {type(why).__name__} in the example call: {said[0]}",
+            f"{type(model).__name__} raises {type(why).__name__} in the example call: {first_line(why)}",
             hint="give example inputs that the model takes, such as ids of its vocabulary",
         ) from why
     for number, holds in sorted(zip(held, values, strict=True)):
@@ -119,7 +118,7 @@ def look(
         plan = make_plan(bounds, analysis, model, defaults, budget)
     except (UnknownPartError, NoMatchError) as error:
         if all(site.role != "attention" for site in analysis.sites):
-            error.detail += tuple(f"not read as attention: {miss}" for miss in unread_attention(records))
+            error.detail += unread_attention(records)
         raise
     return Look(analysis, plan, program, call, mode, constants, records, passes)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.coverage import TRAINED, UNREAD
+from benchmarks.coverage import TRAINED
 from benchmarks.coverage_page import tables
+from peftc.capture import UNREAD
 
 ATTENTION, LINEARS, CONVOLUTIONS = TRAINED
 
