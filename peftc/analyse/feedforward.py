@@ -164,11 +164,17 @@ def may_mix(node: fx.Node, origin: fx.Node, flow: ChannelFlow) -> bool:
 
 
 def is_along_last(node: fx.Node) -> bool:
-    """Whether a node works along the last axis alone, such as a mean of it that is kept as one of length 1."""
-    dim = argument(node, "dim")
+    """Whether a node works along the last axis alone, such as a mean of it that is kept as one of length 1.
+
+    Or is one of several results of such a node: the largest along it, or where they are.
+    """
+    worker = node.all_input_nodes[0] if is_call(node, "getitem") else node
+    dim = argument(worker, "dim")
     dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
     rank = value(node).dim()
-    return rank == value(node.all_input_nodes[0]).dim() and dims in ([-1], [rank - 1])
+    sources = worker.all_input_nodes
+    same = bool(sources) and is_tensor(sources[0]) and value(sources[0]).dim() == rank
+    return same and dims in ([-1], [rank - 1])
 
 
 def factor(

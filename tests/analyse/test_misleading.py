@@ -109,8 +109,16 @@ def smoothed(y: Tensor) -> Tensor:
     return 0.5 * y + 0.5 * functional.pad(y, (0, 0, 1, 0))[:, :-1]
 
 
+def largest_tokens(y: Tensor) -> Tensor:
+    return y * (y >= y.topk(2, 1).values[:, -1:])
+
+
+def largest_channels(y: Tensor) -> Tensor:
+    return y * (y >= y.topk(2, -1).values[..., -1:])
+
+
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("scan", [decayed, blended, shifted, smoothed])
+@pytest.mark.parametrize("scan", [decayed, blended, shifted, smoothed, largest_tokens])
 def test_what_mixes_tokens_is_no_feed_forward_network(scan: Any, gated: bool) -> None:
     model = Scan(scan, gated)
     plain = {"up": {"other": None}, "down": {"other": None}}
@@ -120,7 +128,12 @@ def test_what_mixes_tokens_is_no_feed_forward_network(scan: Any, gated: bool) ->
 
 @pytest.mark.parametrize(
     "same",
-    [lambda y: y, lambda y: y.transpose(0, 1).contiguous().transpose(0, 1), lambda y: y.flip(1).flip(1)],
+    [
+        lambda y: y,
+        lambda y: y.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda y: y.flip(1).flip(1),
+        largest_channels,
+    ],
 )
 def test_what_leaves_tokens_in_their_places_is_one(same: Any) -> None:
     assert linears(Scan(same)) == {"up": {"up": None}, "gate": {"gate": None}, "down": {"down": None}}
