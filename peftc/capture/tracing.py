@@ -69,7 +69,7 @@ class Tracing(TorchFunctionMode):
         if func in (Tensor.nonzero, torch.nonzero) and is_row_of_flags(args) and not kwargs.get("as_tuple"):
             self.saw_rows = True
             if self.all_rows:
-                return self.rows(int(args[0].shape[0]))
+                return Rows(self, int(args[0].shape[0]))
         if func is Tensor.numel and self.all_rows and is_unknown(args[0]):
             return SOME
         return func(*args, **kwargs)
@@ -112,6 +112,20 @@ class Tracing(TorchFunctionMode):
             self.answers = [*given[:-1], True]  # what comes after a False may be an error of the model's
             return True
         return False
+
+
+class Rows:
+    """Rows that data picks, as the model's code goes through them one by one; nothing else can be told of them."""
+
+    def __init__(self, tracing: Tracing, count: int) -> None:
+        self.tracing, self.count = tracing, count
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.tracing.rows(self.count)
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse what a tensor would answer."""
+        raise NotImplementedError(f"which rows data picks is not known, and the code asks for their `{name}`")
 
 
 class Row(list[int]):

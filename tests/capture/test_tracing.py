@@ -128,6 +128,22 @@ def test_a_loop_that_does_more_than_pick_is_refused() -> None:
         captured(module, x=torch.randn(2, 6, 4))
 
 
+class CountsRows(Experts):
+    """Goes another way for each number of experts that were hit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hit = (self.hits(x.reshape(-1, 4)).sum(-1) > 0).nonzero().flatten()
+        for number in range(hit.shape[0] // 2):
+            x = x + self.experts[number](x)
+        return x
+
+
+def test_rows_that_are_not_gone_through_are_refused_with_their_line() -> None:
+    with pytest.raises(CaptureError, match="which rows data picks") as caught:
+        captured(CountsRows(), x=torch.randn(2, 6, 4))
+    assert ".nonzero().flatten()" in caught.value.detail[-1]
+
+
 class Converts(nn.Module):
     """Converts a module in its forward."""
 
