@@ -84,9 +84,7 @@ class Writes:
         return [
             other
             for other in self.sharing[memory]
-            if other is not target
-            and self.order[other] < self.order[node]
-            and self.later(other, node)
+            if other is not target and self.order[other] < self.order[node] and self.later(other, node)
         ]
 
     def scatter(self, node: fx.Node, view: fx.Node, base: fx.Node, twin: Callable[..., Any]) -> None:

@@ -191,3 +191,66 @@ def test_every_write_into_a_buffer_is_kept(function: Callable[[Counting, Tensor]
         assert torch.equal(run(program, ours, X), plain(X))
     assert torch.equal(ours.mean, plain.mean)
     assert torch.equal(ours.count, plain.count)
+
+
+def copied_without_gradients(module: Counting, x: Tensor) -> None:
+    with torch.no_grad():
+        module.mean.copy_(module.mean * 0.9 + x.mean(0))
+        module.count += x.sum()
+
+
+def sliced_without_gradients(module: Counting, x: Tensor) -> None:
+    with torch.no_grad():
+        module.mean[:3] = x[0, :3]
+        module.mean[3:].mul_(2).add_(x[0, 3:])
+
+
+def twice_without_gradients(module: Counting, x: Tensor) -> None:
+    with torch.no_grad():
+        module.mean.mul_(0.9)
+    with torch.no_grad():
+        module.mean.add_(x.mean(0))
+
+
+@pytest.mark.parametrize(
+    "function", [copied_without_gradients, sliced_without_gradients, twice_without_gradients]
+)
+def test_what_is_written_while_gradients_are_off_has_no_history(
+    function: Callable[[Counting, Tensor], object],
+) -> None:
+    plain, ours = Counting(function), Counting(function)
+    program = captured(ours, x=X)
+    one, two = X.clone().requires_grad_(), X.clone().requires_grad_()
+    for _ in range(2):  # a history would have been freed by the first step
+        run(program, ours, one).pow(2).sum().backward()
+        plain(two).pow(2).sum().backward()
+    assert torch.equal(one.grad, two.grad)  # type: ignore[arg-type]
+    assert torch.equal(ours.mean, plain.mean)
+    assert torch.equal(ours.count, plain.count)
+    assert not ours.mean.requires_grad
+    assert not ours.count.requires_grad
+
+
+def written_while_gradients_are_off(x: Tensor) -> Tensor:
+    y = x * 2
+    with torch.no_grad():
+        y.clamp_(-1, 1)
+        y[0] = y[1]
+        other = y.clone()
+        other.add_(1)
+        other[0] = 0
+    return y.sum() ** 2 + (x * other).sum()
+
+
+def test_what_has_a_history_keeps_it_when_written_while_gradients_are_off() -> None:
+    module = Body(written_while_gradients_are_off)
+    program = captured(module, x=X)
+    one, two = X.clone().requires_grad_(), X.clone().requires_grad_()
+    ours, wanted = run(program, module, one), module(two)
+    assert torch.equal(ours, wanted)
+    ours.backward()
+    wanted.backward()
+    assert torch.equal(one.grad, two.grad)  # type: ignore[arg-type]
+    assert operators(program)[
+        "select_scatter"
+    ]  # what is made while gradients are off is still written functionally
