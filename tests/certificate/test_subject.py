@@ -47,6 +47,9 @@ def test_a_call_made_for_a_model_is_examined_in_other_sizes(model_type: str, tab
 class Remembering(nn.Module):
     """Keeps a part of its last value in a buffer, with its history, and counts its calls."""
 
+    last: Tensor
+    count: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
@@ -55,8 +58,8 @@ class Remembering(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x)
-        self.last.copy_(self.last * 0.5 + y.mean((0, 1)))  # type: ignore[operator]
-        self.count.add_(1)  # type: ignore[operator]
+        self.last.copy_(self.last * 0.5 + y.mean((0, 1)))
+        self.count.add_(1)
         return self.out(torch.tanh(y) + self.last + self.count)  # type: ignore[no-any-return]
 
 
