@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
-from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
+from peftc.capture.einsums import SimplifyEinsums, SpellEinsums, SpellHeadProducts
 from peftc.capture.flattening import KeepTokenAxes
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.gathers import SpellGathers
@@ -27,6 +27,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
     """The passes that run on every capture, in order."""
     return (
         RemoveAsserts(),
+        SimplifyEinsums(),
         NumberMatrices(),  # first: what is added in place to its product would be seen through views
         MakeFunctional(),
         RemoveNoOps(),

@@ -138,7 +138,10 @@ def test_one_target_for_each_of_as_many_texts_as_a_text_has_tokens() -> None:
         ({"attention_mask": torch.ones(2, 1, 3, 3)}, "it is not known what 'attention_mask' is for them"),
         ({"attention_mask": {"full": torch.ones(2, 3)}}, "it is not known what 'attention_mask' is for them"),
         ({"weights": torch.ones(2, 3)}, "it is not known what 'weights' is for them"),
-        ({"past": ((torch.ones(2, 4, 3, 5),) * 2,)}, "whether they are in 'past' already: it holds bare tensors"),
+        (
+            {"past": ((torch.ones(2, 4, 3, 5),) * 2,)},
+            "whether they are in 'past' already: it holds bare tensors",
+        ),
         ({"state": {"k": torch.ones(2, 3, 5)}}, "whether they are in 'state' already"),
         ({"cache": torch.ones(2, 2, 4, 3, 5)}, "whether they are in 'cache' already"),
     ],
