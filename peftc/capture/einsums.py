@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.capture.equations import Equation, letters_of, operands_of, read
-from peftc.capture.products import made, picked
+from peftc.capture.products import made, picked, size_of
 from peftc.graphs.reading import is_parameter, is_pointwise, is_tensor, shape, value
 
 aten = torch.ops.aten
@@ -134,7 +134,10 @@ class SpellEinsums:
 
 @dataclass(frozen=True)
 class SpellHeadProducts:
-    """An `einsum` that multiplies matrices for each row and head becomes `matmul`, as attention is written elsewhere."""
+    """An `einsum` that multiplies matrices for each row and head becomes `matmul`, as attention is written elsewhere.
+
+    Where several query heads share a key head, they have an axis of their own that keys and values lack.
+    """
 
     optional: ClassVar[bool] = True
 
@@ -146,22 +149,41 @@ class SpellHeadProducts:
             if told is None or not all(is_tensor(each) and not is_parameter(each) for each in told[0]):
                 continue
             (one, other), (left, right), out = told
-            if len(left) != 4 or len(right) != 4 or len({*left, *right}) != 5:
-                continue
             of = Equation(left, right, out)
-            if (len(of.stack), len(of.summed), len(of.rows), len(of.channels)) != (2, 1, 1, 1):
+            once = all(len(set(each)) == len(each) for each in (left, right, out))
+            if not once or (len(of.stack), len(of.summed), len(of.channels)) != (2, 1, 1):
                 continue
-            if len(out) != 4 or set(out) != {*of.stack, *of.rows, *of.channels}:
+            if len(right) != 4 or set(out) != {*of.stack, *of.rows, *of.channels}:
+                continue
+            rows = group_first(one, left, of)
+            if len(rows) not in (1, 2):
                 continue
             with graph.inserting_before(node):
-                first = turned(graph, node, one, left, list(of.stack + of.rows + of.summed))
-                second = turned(graph, node, other, right, list(of.stack + of.summed + of.channels))
+                first = turned(graph, node, one, left, list(of.stack + rows + of.summed))
+                is_turned = right[-1] == of.summed  # as that of keys is
+                inner = of.channels + of.summed if is_turned else of.summed + of.channels
+                second = turned(graph, node, other, right, list(of.stack + inner))
+                if len(rows) == 2:
+                    second = made(graph, node, aten.unsqueeze.default, second, 2)
+                if is_turned:
+                    second = made(graph, node, aten.transpose.int, second, -1, -2)
                 y = made(graph, node, aten.matmul.default, first, second)
-                new = turned(graph, node, y, of.stack + of.rows + of.channels, list(out))
+                new = turned(graph, node, y, of.stack + rows + of.channels, list(out))
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             changed += 1
         return changed
+
+
+def group_first(queries: fx.Node, letters: str, of: Equation) -> str:
+    """The letters of queries alone, that of the heads in a group in front: their number is known, that of tokens not.
+
+    Where both are, heads in a group stand behind the groups.
+    """
+    known = [each for each in of.rows if isinstance(value(queries).shape[letters.index(each)], int)]
+    if len(known) != 1:
+        known = [each for each in of.rows if letters[letters.index(each) - 1] in of.stack[1:]]
+    return known[0] + of.rows.replace(known[0], "") if len(known) == 1 else of.rows
 
 
 def is_of_a_stack(node: fx.Node, told: Equation) -> bool:
@@ -232,9 +254,3 @@ def product(
 def flat(graph: fx.Graph, at: fx.Node, node: fx.Node, first: int, count: int) -> fx.Node:
     """A value with so many axes as one."""
     return node if count == 1 else made(graph, at, aten.flatten.using_ints, node, first, first + count - 1)
-
-
-def size_of(graph: fx.Graph, at: fx.Node, x: fx.Node, axis: int) -> Any:
-    """The length of an axis: a number, or the node that tells it in each call."""
-    size = value(x).shape[axis]
-    return size if isinstance(size, int) else made(graph, at, aten.sym_size.int, x, axis)

@@ -9,6 +9,7 @@ from peftc.capture.einsums import SimplifyEinsums, SpellEinsums, SpellHeadProduc
 from peftc.capture.flattening import KeepTokenAxes
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.gathers import SpellGathers
+from peftc.capture.heads import FlattenGroups
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
@@ -37,6 +38,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         SpellGathers(),
         SpellEinsums(),
         SpellHeadProducts(),
+        FlattenGroups(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         KeepTokenAxes(),

@@ -51,7 +51,8 @@ class Mixture(nn.Module):
                 picked = flatly.argmax(-1)
                 inner = functional.silu(torch.einsum("nd,ndf->nf", flat, self.up[picked]))
                 y = torch.einsum("nf,nfd->nd", inner, self.down[picked]) * flatly.amax(-1, keepdim=True)
-        return x + y.reshape(x.shape)
+        result: Tensor = x + y.reshape(x.shape)
+        return result
 
 
 FORMS = (
