@@ -52,13 +52,12 @@ def is_grouped(node: fx.Node) -> bool:
     if left.dim() != 5 or right.dim() != 5:
         return False
     known = all(isinstance(size, int) for size in (*left.shape[1:3], *right.shape[1:3]))
-    return known and right.shape[1] == left.shape[1] and right.shape[2] in (1, left.shape[2])
+    # What both have two axes of besides the batch may be windows of an image: tokens, and no heads.
+    return known and right.shape[1] == left.shape[1] and right.shape[2] == 1
 
 
 def repeated(graph: fx.Graph, at: fx.Node, right: fx.Node, count: int, heads: int) -> fx.Node:
     """The right side with as many heads as the left, in the form in which models repeat those of keys."""
-    if shape(right)[2] != 1:
-        return made(graph, at, aten.flatten.using_ints, right, 1, 2)
     axes: Any = right.args[1:]
     turned = is_call(right, "transpose") and {axis % 5 for axis in axes} == {3, 4}  # keys
     source: Any = right.args[0] if turned else right
