@@ -42,13 +42,13 @@ def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pyt
     assert "before: the model itself differs" in finding.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
         ("t5", "lora:q,v(rank=2)"),
-        pytest.param("whisper", "lora:q,v(rank=2)", marks=pytest.mark.slow),
-        # A state of a scan, in an argument of another name.
-        pytest.param("mamba", "lora:all-linear(rank=2)", marks=pytest.mark.slow),
+        ("whisper", "lora:q,v(rank=2)"),
+        ("mamba", "lora:all-linear(rank=2)"),  # a state of a scan, in an argument of another name
     ],
 )
 def test_decoders_go_on_from_their_caches(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
