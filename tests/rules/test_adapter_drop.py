@@ -28,7 +28,9 @@ def encoder() -> Any:
     return bert(num_hidden_layers=LAYERS)
 
 
-CASES = pytest.mark.parametrize("make", [decoder, encoder], ids=["decoder", "encoder"])
+CASES = pytest.mark.parametrize(
+    "make", [pytest.param(decoder, id="decoder", marks=pytest.mark.slow), pytest.param(encoder, id="encoder")]
+)
 
 
 def blocks(compiled: Any) -> list[Any]:
@@ -89,7 +91,11 @@ def test_backward_stops_below_the_lowest_adapter(make: Callable[[], Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"), [(decoder, "llama"), (encoder, "bert")], ids=["decoder", "encoder"]
+    ("make", "kind"),
+    [
+        pytest.param(decoder, "llama", id="decoder", marks=pytest.mark.slow),
+        pytest.param(encoder, "bert", id="encoder"),
+    ],
 )
 def test_the_layers_below_are_the_models_own(make: Callable[[], Any], kind: str) -> None:
     model = make().double()

@@ -39,7 +39,9 @@ def test_beside_the_network(make: Callable[[], Any], kind: str) -> None:
     check_equal(model, kind, compiled, scale=4.0, parallel=True)
 
 
-@pytest.mark.parametrize("act", ["relu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize(
+    "act", ["relu", *(pytest.param(act, marks=pytest.mark.slow) for act in ("gelu", "silu", "tanh"))]
+)
 def test_it_starts_as_the_model_it_came_from(act: str) -> None:
     for model in (bert(), llama()):
         compiled: Any = peftc.compile(model, [f"bottleneck:8(act={act})"], defaults=False)

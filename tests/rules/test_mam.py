@@ -16,7 +16,10 @@ from tests.rules.composites import check_equal, check_saved
 SPEC = "mam(prefix_length=5, bottleneck_size=8)"
 
 
-@pytest.mark.parametrize(("make", "kind"), [(bert, "bert"), (llama, "llama")], ids=["bert", "llama"])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [pytest.param(bert, "bert", id="bert"), pytest.param(llama, "llama", id="llama", marks=pytest.mark.slow)],
+)
 def test_both_equations_at_once(make: Callable[[], Any], kind: str) -> None:
     model = make().double()
     compiled = peftc.compile(model, [SPEC], defaults=False)

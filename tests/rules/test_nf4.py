@@ -105,8 +105,8 @@ def whole(model: Any, compiled: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "rules"),
     [
-        pytest.param(llama, [DORA], id="dora"),
-        pytest.param(llama, [PISSA], id="pissa"),
+        pytest.param(llama, [DORA], id="dora", marks=pytest.mark.slow),
+        pytest.param(llama, [PISSA], id="pissa", marks=pytest.mark.slow),
         pytest.param(bert, ["bitfit", "prefix:3", "lora:q@1"], id="biases and keys"),
         pytest.param(conv, [DORA, "lora:o"], id="turned and fused"),
     ],
