@@ -19,6 +19,7 @@ from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import CONSTANT, module_path
+from peftc.graphs.shared_modules import SharedModules
 
 
 class Findings:
@@ -26,6 +27,7 @@ class Findings:
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
+        self.shared = SharedModules(root)
         self.blocks = block_paths(root)
         self.order = order_of(graph)
         self.projections = projections(graph)

@@ -9,6 +9,7 @@ from peftc.capture.normalise import normalise
 from peftc.capture.scores import ReadScores
 from peftc.capture.signature import Call
 from peftc.graphs.program import Program
+from peftc.graphs.shared_modules import SharedModules
 from peftc.passes import AS_MADE, PassRecord, PassSettings, name_of
 
 UNREAD = "not read as attention: "
@@ -20,6 +21,7 @@ def capture(
     call: Call,
     path: str = "",
     *,
+    shared: SharedModules | None = None,
     exact: bool = False,
     answers: tuple[bool, ...] = (),
     settings: PassSettings = AS_MADE,
@@ -27,6 +29,7 @@ def capture(
     """Capture one call of `root`, at `path` of its model, and normalise it.
 
     Args:
+        shared: the modules of the model that have several paths, where that is not `root` itself.
         exact: for these sizes only.
         answers: which way to go at the first branches that the code takes by what data says.
         settings: how its passes run.
@@ -37,7 +40,7 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured.
     """
-    raw, constants = export_call(root, call, path, exact=exact, answers=answers)
+    raw, constants = export_call(root, call, path, shared=shared, exact=exact, answers=answers)
     program, records = normalise(raw, settings)
     return program, constants, records
 

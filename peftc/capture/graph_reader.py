@@ -30,6 +30,7 @@ from peftc.capture.recipes import (
 from peftc.errors import CaptureError
 from peftc.graphs.branches import BRANCH, MARK, expect
 from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
+from peftc.graphs.shared_modules import SharedModules, joined
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
@@ -39,9 +40,15 @@ class GraphReader:
     """Copies an exported graph into one that reads state by path and makes the model's own output object."""
 
     def __init__(
-        self, exported: ExportedProgram, root: nn.Module, path: str, constants: dict[str, Tensor]
+        self,
+        exported: ExportedProgram,
+        root: nn.Module,
+        path: str,
+        constants: dict[str, Tensor],
+        shared: SharedModules,
     ) -> None:
         self.exported, self.root, self.path, self.constants = exported, root, path, constants
+        self.shared = shared
         self.graph = fx.Graph()
         self.changes: dict[str, Change] = {}
         self.given: tuple[str, ...] = ()
@@ -88,11 +95,11 @@ class GraphReader:
         return self.graph
 
     def state_path(self, spec: Any) -> str:
-        """Full path of a parameter, buffer or constant; tied ones have the path of the first."""
+        """Full path of a parameter, buffer or constant; tied ones, and those of shared modules, have the first of theirs."""
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensor = dict_lookup(self.root, spec.target)
             name = self.first.get(id(tensor), spec.target)
-            return f"{self.path}.{name}" if self.path else name
+            return self.shared.first(joined(self.path, name))
         tensor = self.exported.constants[spec.target]
         name = spec.target.replace(".", "_")
         name = f"{self.path.replace('.', '_')}_{name}" if self.path else name
@@ -158,14 +165,19 @@ class GraphReader:
         found: list[tuple[str, str]] = []
         for key, (path, _) in stack.items():
             inner = path.partition("@")[0].removeprefix("L['self'].").removeprefix("L['self']")
-            whole = ".".join(part for part in (self.path, inner) if part)
-            if (
-                whole not in self.paths and found
-            ):  # of a module that has several parents, torch leaves out the first
-                below = ".".join(part for part in (found[-1][0], inner) if part)
-                whole = below if below in self.paths else whole
+            whole = self.whole_path(inner, [around for around, _ in found])
             found.append((whole, key.rpartition("@")[2] if "@" in key else "0"))
-        return tuple(found)
+        return tuple((joined(self.path, path), call) for path, call in found)
+
+    def whole_path(self, path: str, around: list[str]) -> str:
+        """The path of a module, seen from the captured one, by what torch says of it and of those around it.
+
+        Where a model has modules with several parents, torch may leave out the path of one that is around it.
+        """
+        if not around or path.startswith(f"{around[-1]}."):
+            return path
+        inside = (joined(each, path) for each in reversed(around))
+        return next((each for each in inside if each in self.paths), path)
 
     def inline(self, node: fx.Node, env: dict[fx.Node, Any], grad: bool) -> Any:
         """The body of a mode-switching operator, in place of the operator.

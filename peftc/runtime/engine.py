@@ -33,6 +33,7 @@ from peftc.capture.signature import (
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
 from peftc.graphs.program import Program
+from peftc.graphs.shared_modules import SharedModules
 from peftc.graphs.verifying import verify
 from peftc.match.later import unplanned
 from peftc.match.plan import Plan
@@ -100,6 +101,7 @@ class Engine:
         self, root: nn.Module, plan: Plan, blocks: Mapping[str, int], passes: PassSettings = AS_MADE
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
+        self.shared_modules = SharedModules(root)
         self.schedules = Schedules(plan)
         self.growth = growth_of(plan, root)
         self.folds = Folds(root, plan)
@@ -237,7 +239,13 @@ class Engine:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
-                    module, call, path, exact=exact, answers=answers, settings=self.passes
+                    module,
+                    call,
+                    path,
+                    shared=self.shared_modules,
+                    exact=exact,
+                    answers=answers,
+                    settings=self.passes,
                 )
             after = (path, state, self.mode(path, module), *key[3:])
             # A first call may write to the config: then both keys have this program.
@@ -351,7 +359,7 @@ class Engine:
             )
         bind(graph, quantised_in(self.root))
         verify(graph)
-        emitted = emit(graph, self.blocks, self.templates, program.root)
+        emitted = emit(graph, self.blocks, self.templates, self.shared_modules, program.root)
         return Entry(program, analysis, graph, emitted, records, state=state, continued=continued)
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
