@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from peftc.analyse.channels import MOVES
+from peftc.analyse.activations import ACTIVATIONS, PROBABILITIES
+from peftc.analyse.channels import MOVES, SPLITS, is_elementwise
 from peftc.analyse.projections import Projection
+from peftc.analyse.streams import is_residual
 from peftc.analyse.structure import block_of
-from peftc.graphs.reading import is_call, is_tensor, operator_name
+from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, shape
 
+NORMS = frozenset("layer_norm native_layer_norm rms_norm group_norm batch_norm instance_norm".split())
+JOINS = frozenset("getitem cat stack concat hstack vstack where masked_fill index gather index_select".split())
+REDUCTIONS = frozenset(
+    "sum mean amax amin max min logsumexp prod std var norm linalg_vector_norm softmax _softmax log_softmax"
+    " _log_softmax cumsum topk sort argmax".split()
+)
+LOSSES = frozenset(
+    "cross_entropy_loss nll_loss nll_loss_nd nll_loss2d mse_loss l1_loss smooth_l1_loss huber_loss kl_div"
+    " binary_cross_entropy binary_cross_entropy_with_logits ctc_loss _ctc_loss multi_margin_loss"
+    " multilabel_margin_loss soft_margin_loss".split()
+)
+FOLLOWED = MOVES | SPLITS | JOINS | REDUCTIONS | LOSSES
+"""What may be behind a head, besides functions of each number and norms without weights."""
+PRODUCTS = ("mul", "div")
+ENDS = frozenset((*PROBABILITIES, "log_sigmoid"))
+"""Activations that outputs have; others are those of hidden layers."""
 
-def is_scaled(node: fx.Node) -> bool:
-    """Whether a value is another times a number."""
-    return is_call(node, "mul", "div") and isinstance(node.args[1], (int, float))
-
-
-def is_shifted(node: fx.Node) -> bool:
-    """Whether a value is another and a bias of the model's own."""
-    return is_call(node, "add") and any(
-        isinstance(each, fx.Node) and each.op == "get_attr" for each in node.args
-    )
-
-
-def is_capped(node: fx.Node) -> bool:
-    """Whether a value is the middle of a cap: a tanh between a quotient and a product. Poolers end with a tanh alone."""
-    return is_call(node, "tanh") and all(is_scaled(each) for each in (*node.users, *node.all_input_nodes))
+NOTHING: frozenset[fx.Node] = frozenset()
 
 
 def is_given(node: object) -> bool:
@@ -37,24 +41,99 @@ def is_given(node: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "placeholder"
 
 
-def head_nodes(
-    graph: fx.Graph, projections: Mapping[fx.Node, Projection], blocks: Mapping[str, int]
-) -> Iterator[fx.Node]:
-    """Projections outside any block whose product is an output of the model, at most moved, scaled, capped or shifted."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
-    seen: set[fx.Node] = set()
-    while leaves:
-        leaf = leaves.pop()
-        if leaf in seen:
-            continue
-        seen.add(leaf)
-        if leaf in projections:
-            if block_of(leaf, blocks) is None:
-                yield leaf
-        elif (
-            not is_tensor(leaf)
-            or operator_name(leaf) in MOVES
-            or any(is_so(leaf) for is_so in (is_scaled, is_shifted, is_capped))
-        ):
-            leaves.extend(leaf.all_input_nodes)
+def is_scaled(node: fx.Node) -> bool:
+    """Whether a value is another times a number."""
+    return is_call(node, "mul", "div") and isinstance(node.args[1], (int, float))
+
+
+def is_capped(node: fx.Node) -> bool:
+    """Whether a value is the middle of a cap: a tanh between a quotient and a product. Poolers end with a tanh alone."""
+    return is_call(node, "tanh") and all(is_scaled(each) for each in (*node.users, *node.all_input_nodes))
+
+
+class Heads:
+    """Finds the last linear maps before the outputs of a graph.
+
+    Behind them is nothing but movement, functions of each number, norms without weights, reductions, masks and losses:
+    what goes on to a sum with a stream, to another product or to a norm with a weight makes hidden states.
+
+    Args:
+        blocks: path of each block; what lies in one is no head.
+        others: projections that have parts which no head has, such as that of a router.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        projections: Mapping[fx.Node, Projection],
+        blocks: Mapping[str, int],
+        order: Mapping[fx.Node, int],
+        others: Collection[fx.Node] = (),
+    ) -> None:
+        self.graph, self.projections, self.order = graph, projections, order
+        self.known: dict[fx.Node, frozenset[fx.Node] | None] = {}
+        for node, each in projections.items():
+            hidden = block_of(node, blocks) is not None or node in others
+            self.known[node] = self.known[each.result] = None if hidden else frozenset((node,))
+        for node in graph.nodes:  # in order: sources come first
+            if node not in self.known:
+                self.known[node] = self.made_of(node)
+
+    def found(self) -> Iterator[fx.Node]:
+        """The heads."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        leaves = [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+        seen: set[fx.Node] = set()
+        given: set[fx.Node] = set()
+        while leaves:
+            leaf = leaves.pop()
+            if leaf in seen:
+                continue
+            seen.add(leaf)
+            if is_tensor(leaf):
+                given |= self.known[leaf] or NOTHING
+            else:  # a structure that holds outputs
+                leaves.extend(leaf.all_input_nodes)
+        yield from (node for node in self.projections if node in given and self.ends(node))
+
+    def made_of(self, node: fx.Node) -> frozenset[fx.Node] | None:
+        """The heads that a value is made of; None for one that is made of anything hidden too."""
+        if node.op in ("placeholder", "get_attr"):
+            return NOTHING
+        sides = [self.known[each] for each in node.all_input_nodes]
+        if all(side is NOTHING for side in sides) and not any(map(is_parameter, node.all_input_nodes)):
+            return NOTHING  # a size, or a mask
+        if any(side is None for side in sides) or not self.follows(node):
+            return None
+        held = list(dict.fromkeys(side for side in sides if side))
+        if is_call(node, *PRODUCTS) and len(held) > 1:
+            return None  # one of them is a gate, or chooses
+        return NOTHING.union(*held) if held else NOTHING
+
+    def follows(self, node: fx.Node) -> bool:
+        """Whether an operator may be behind a head."""
+        name = operator_name(node)
+        if name in NORMS:
+            return not any(is_parameter(each) for each in node.all_input_nodes)
+        if is_residual(node, self.order):
+            return False
+        if name in ACTIVATIONS - ENDS and not is_capped(node):
+            return not any(map(self.keeps_width, self.known[node.all_input_nodes[0]] or ()))
+        return name in FOLLOWED or is_elementwise(node)
+
+    def keeps_width(self, node: fx.Node) -> bool:
+        """Whether a projection makes as many channels as it reads: before an activation, that is a pooler."""
+        return self.projections[node].d_in == self.projections[node].d_out
+
+    def ends(self, head: fx.Node) -> bool:
+        """Whether all that is made of a projection goes to outputs, or into one number, as a loss."""
+        queue, seen = [self.projections[head].result], {head}
+        while queue:
+            node = queue.pop()
+            if node.op == "output" or node in seen or (is_tensor(node) and not shape(node)):
+                continue
+            seen.add(node)
+            if self.known[node] is None:
+                return False
+            queue.extend(node.users)
+        return True
