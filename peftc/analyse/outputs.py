@@ -15,7 +15,9 @@ from peftc.analyse.structure import block_of
 from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, shape
 
 NORMS = frozenset("layer_norm native_layer_norm rms_norm group_norm batch_norm instance_norm".split())
-JOINS = frozenset("getitem cat stack concat hstack vstack where masked_fill index gather index_select".split())
+JOINS = frozenset(
+    "getitem cat stack concat hstack vstack where masked_fill index gather index_select".split()
+)
 REDUCTIONS = frozenset(
     "sum mean amax amin max min logsumexp prod std var norm linalg_vector_norm softmax _softmax log_softmax"
     " _log_softmax cumsum topk sort argmax".split()

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from peftc.capture.export import export_call
 from peftc.capture.normalise import normalise
-from peftc.capture.scores import ReadScores
+from peftc.capture.scores import ReadScores, is_softmax_of_scores
 from peftc.capture.signature import Call
 from peftc.graphs.program import Program
 from peftc.graphs.shared_modules import SharedModules
@@ -45,13 +45,19 @@ def capture(
     return program, constants, records
 
 
-def unread_attention(records: Iterable[PassRecord]) -> tuple[str, ...]:
-    """A line for each softmax that was not read as attention, with its module and the reason, from what the passes did."""
+def unread_attention(records: Iterable[PassRecord], graph: fx.Graph | None = None) -> tuple[str, ...]:
+    """A line for each softmax that was not read as attention, with its module and the reason, from what the passes did.
+
+    Args:
+        graph: what they made; then only those of which it shows that they are over scores are told.
+    """
+    names = None if graph is None else {node.name for node in graph.nodes if is_softmax_of_scores(node)}
     return tuple(
         f"{UNREAD}{miss}"
         for record in records
         if record.name == name_of(ReadScores)
         for miss in record.misses
+        if names is None or miss.partition(" ")[0] in names
     )
 
 

@@ -33,6 +33,7 @@ from peftc.passes import PassResult
 
 aten = torch.ops.aten
 PRODUCTS = ("matmul", "bmm", "baddbmm")
+SOFTMAX = ("softmax", "_softmax")
 SAME = ("to", "type_as", "_to_copy", "contiguous", "clone", "alias", "float", "detach")
 HIDES = -1e4  # a score at or below this is of a key that is not seen
 
@@ -83,16 +84,22 @@ class ReadScores:
 
     def run(self, graph: fx.Graph) -> PassResult:
         """Replace what can be read; what was covered is left for `RemoveDeadCode`."""
-        changed, misses = 0, []
+        changed, attentions, others = 0, list[str](), list[str]()
         for node in list(graph.nodes):
-            if not is_call(node, "softmax", "_softmax") or not node.users or not is_tensor(node.args[0]):
+            if not is_call(node, *SOFTMAX) or not node.users or not is_tensor(node.args[0]):
                 continue
             try:
                 replace(graph, node)
                 changed += 1
             except Unread as why:
-                misses.append(f"{node.name} in {module_path(node) or 'the model itself'}: {why}")
-        return PassResult(changed, tuple(misses[:5]))
+                kept = attentions if is_softmax_of_scores(node) else others
+                kept.append(f"{node.name} in {module_path(node) or 'the model itself'}: {why}")
+        return PassResult(changed, (*attentions, *others)[:5])
+
+
+def is_softmax_of_scores(node: fx.Node) -> bool:
+    """Whether a node is a softmax over a product of values: that of a router, or of an output, is over one with a weight."""
+    return is_call(node, *SOFTMAX) and is_tensor(node.args[0]) and leads(node.args[0])
 
 
 def replace(graph: fx.Graph, softmax: fx.Node) -> None:
