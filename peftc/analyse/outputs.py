@@ -14,15 +14,67 @@ from peftc.analyse.streams import is_residual
 from peftc.analyse.structure import block_of
 from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, shape
 
-NORMS = frozenset(["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"])
+NORMS = frozenset(
+    ["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"]
+)
 JOINS = frozenset(
-    ["getitem", "cat", "stack", "concat", "hstack", "vstack", "where", "masked_fill", "index", "gather", "index_select"]
+    [
+        "getitem",
+        "cat",
+        "stack",
+        "concat",
+        "hstack",
+        "vstack",
+        "where",
+        "masked_fill",
+        "index",
+        "gather",
+        "index_select",
+    ]
 )
 REDUCTIONS = frozenset(
-    ["sum", "mean", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var", "norm", "linalg_vector_norm", "softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "topk", "sort", "argmax"]
+    [
+        "sum",
+        "mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "logsumexp",
+        "prod",
+        "std",
+        "var",
+        "norm",
+        "linalg_vector_norm",
+        "softmax",
+        "_softmax",
+        "log_softmax",
+        "_log_softmax",
+        "cumsum",
+        "topk",
+        "sort",
+        "argmax",
+    ]
 )
 LOSSES = frozenset(
-    ["cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy", "binary_cross_entropy_with_logits", "ctc_loss", "_ctc_loss", "multi_margin_loss", "multilabel_margin_loss", "soft_margin_loss"]
+    [
+        "cross_entropy_loss",
+        "nll_loss",
+        "nll_loss_nd",
+        "nll_loss2d",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "kl_div",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "ctc_loss",
+        "_ctc_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "soft_margin_loss",
+    ]
 )
 FOLLOWED = MOVES | SPLITS | JOINS | REDUCTIONS | LOSSES
 """What may be behind a head, besides functions of each number and norms without weights."""

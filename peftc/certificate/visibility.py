@@ -45,6 +45,10 @@ def visibility(subject: Subject) -> Finding:
             f"{int(allowed.sum())} of {allowed.numel()} pairs of output and token depend in the model"
         )
         leaks, lost = seen & ~allowed, depends(plain, CLEAR) & ~seen
+        if (
+            found.pairs and not found.wrong
+        ):  # all is seen: what moves nothing has no weight, in a sharp softmax
+            lost = torch.zeros_like(lost)
         wrong += int(leaks.sum()) + int(lost.sum())
         if bool(lost.any()):
             faults.insert(

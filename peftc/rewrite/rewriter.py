@@ -199,7 +199,8 @@ class Rewriter:
         at = next(ports[port] for port in ("tokens", "h", "x", "q", "y") if port in ports)
         held = backend.make(operations.all_tokens, at.source) if told is None else told.held
         # By what the model itself has there: what rules made has no size before it runs.
-        count = 0 if ROLES[site.role].grows else self.fronts.get(str(value(at.node).shape[1]), 0)
+        lengths = () if ROLES[site.role].grows else value(at.node).shape[1:2]
+        count = max((self.fronts.get(str(length), 0) for length in lengths), default=0)
         return backend.make(operations.without_first, held, count) if count else held
 
     def write(
