@@ -49,7 +49,7 @@ class Stream(nn.Module):
         return self.then(self, x + self.d(functional.gelu(self.u(x))))
 
 
-def heads(model: nn.Module, **inputs: Tensor) -> set[str]:
+def heads(model: nn.Module, **inputs: Any) -> set[str]:
     """The names of the heads, as the model calls their modules."""
     found = analyse(captured(model, **inputs).graph, model).sites
     return {site.path for site in found if site.role == "head"}
