@@ -36,6 +36,7 @@ def test_quickstart_is_short() -> None:
     assert len((EXAMPLES / "quickstart.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_the_first_rule(tmp_path: Path) -> None:
     said = run("first_rule/train.py", tmp_path)
     assert "linear down" in said

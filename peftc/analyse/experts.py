@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -24,6 +24,7 @@ class Experts:
     Attributes:
         up, down: the first and the last product with a stack.
         reader: the node that takes the tokens to the experts, and reads `x` as its first argument.
+        others: nodes that take the same tokens to them beside it, as a gate and an up projection may each have one.
         result: what is gathered, in the form of the tokens.
         weights: paths of the stacks.
         routers: projections that say which expert a token goes to.
@@ -35,6 +36,7 @@ class Experts:
     result: fx.Node
     weights: tuple[str, str]
     routers: tuple[fx.Node, ...]
+    others: tuple[fx.Node, ...] = ()
 
 
 def mixtures(graph: fx.Graph, projections: Mapping[fx.Node, Projection]) -> list[Experts]:
@@ -47,6 +49,10 @@ def mixtures(graph: fx.Graph, projections: Mapping[fx.Node, Projection]) -> list
             continue
         reader = reader_of(up)
         if reader is None:
+            continue
+        known = next((number for number, each in enumerate(found) if each.down is down), None)
+        if known is not None:
+            found[known] = with_reader(found[known], reader)
             continue
         result = gathered(down, reader.args[0])  # type: ignore[arg-type]
         if result is None:
@@ -62,6 +68,13 @@ def mixtures(graph: fx.Graph, projections: Mapping[fx.Node, Projection]) -> list
         )
         found.append(Experts(up, down, reader, result, (path, stacks[down]), routers))
     return found
+
+
+def with_reader(known: Experts, reader: fx.Node) -> Experts:
+    """A mixture one more of whose first products was met."""
+    if reader in (known.reader, *known.others) or reader.args[0] is not known.reader.args[0]:
+        return known
+    return replace(known, others=(*known.others, reader))
 
 
 def stack_node(product: fx.Node) -> fx.Node:

@@ -106,7 +106,8 @@ def is_read_inside(node: fx.Node, network: FeedForward, findings: Findings) -> b
 
 def mixture_site(findings: Findings, experts: Experts) -> tuple[Site, Use]:
     """The site of a mixture of experts: one feed-forward network, whichever experts a token goes to."""
-    ports = {"x": Port("operand", experts.reader, 0), "y": Port("result", experts.result)}
+    x = Port("operand", experts.reader, 0, others=experts.others)
+    ports = {"x": x, "y": Port("result", experts.result)}
     site = Site(
         "ffn",
         "",

@@ -12,6 +12,7 @@ from peftc.analyse.attention import AttentionCore
 from peftc.analyse.experts import Experts
 from peftc.analyse.feedforward import FeedForward
 from peftc.analyse.projections import Projection
+from peftc.analyse.routers import routers
 from peftc.analyse.scopes import Scopes
 
 
@@ -40,6 +41,7 @@ def parts_played(
     mixtures: Iterable[Experts] = (),
 ) -> dict[fx.Node, list[Part]]:
     """The parts of each projection that plays some; a fused one plays several."""
+    networks = list(networks)
     played: dict[fx.Node, list[Part]] = {}
     for core in cores:
         scope = scopes.of_core(core)
@@ -61,6 +63,8 @@ def parts_played(
                 played.setdefault(node, [Part(name, evidence=f"the {name} product of a mixture of experts")])
         for node in mixture.routers:
             played.setdefault(node, [Part("router", evidence=f"chooses rows for {mixture.up.name}")])
+    for node in routers(networks, projections):
+        played.setdefault(node, [Part("router", evidence="weighs what several feed-forward networks make")])
     return {node: each_once(parts) for node, parts in played.items()}
 
 

@@ -1,4 +1,4 @@
-"""The pass that turns in-place operators into their functional twins where no view tells the difference."""
+"""The pass that turns in-place operators into their functional twins where nothing else tells the difference."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graphs.reading import operator_name, schema_of, value
+from peftc.graphs.reading import operator_name, schema_of, storage, value
 
 SCATTERS: Mapping[str, Callable[..., Any]] = {
     "slice": torch.ops.aten.slice_scatter.default,
     "select": torch.ops.aten.select_scatter.default,
 }
 """View → the operator that puts a value in its place."""
-
-VIEWS = frozenset(
-    "view _unsafe_view reshape transpose permute t numpy_T slice select unsqueeze squeeze expand split"
-    " split_with_sizes chunk unbind narrow flatten unflatten alias detach diagonal view_as expand_as movedim"
-    " swapaxes".split()
-)
 
 
 @dataclass(frozen=True)
@@ -34,78 +28,119 @@ class MakeFunctional:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace what can be replaced."""
-        changed = 0
-        order = {node: position for position, node in enumerate(graph.nodes)}
-        for node in list(graph.nodes):
-            twin = functional_twin(node)
-            if twin is None:
-                continue
-            target = node.args[0]
-            if not isinstance(target, fx.Node) or target.op != "call_function":
-                continue
-            if operator_name(target) in SCATTERS:
-                changed += scattered(graph, node, target, twin, order)
-                continue
-            if aliased(target):
-                continue
-            with graph.inserting_after(node):
-                new = graph.call_function(twin, node.args, dict(node.kwargs))
-            new.meta = dict(node.meta)
-            order[new] = order[node]
-            node.replace_all_uses_with(new)
-            target.replace_all_uses_with(new, delete_user_cb=later_readers(order, new))
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        writes = Writes(graph)
+        return sum(writes.replace(node) for node in list(graph.nodes))
 
 
-def scattered(
-    graph: fx.Graph, node: fx.Node, view: fx.Node, twin: Callable[..., Any], order: dict[fx.Node, int]
-) -> int:
-    """Turn a write into a slice into a new tensor, if nothing else sees the old one; says how many it turned."""
-    base = view.args[0]
-    if not isinstance(base, fx.Node) or base.op != "call_function" or operator_name(base) in VIEWS:
-        return 0
-    others = [user for user in base.users if operator_name(user) in VIEWS and user is not view]
-    for other in others:
-        if order[other] < order[node] and any(order[user] > order[node] for user in other.users):
-            return 0  # an older view would have seen the write
-    with graph.inserting_before(node):
-        new = written(graph, node, view, twin)
-        whole = graph.call_function(
-            SCATTERS[operator_name(view)], (base, new, *view.args[1:]), dict(view.kwargs)
-        )
-    whole.meta = {**node.meta, "val": base.meta.get("val")}
-    order[whole] = order[node]
-    order.setdefault(new, order[node])
-    node.replace_all_uses_with(new)
-    view.replace_all_uses_with(new, delete_user_cb=later_readers(order, new))
-    later = later_readers(order, whole)
-    base.replace_all_uses_with(whole, delete_user_cb=lambda user: later(user) and user is not new)
-    graph.erase_node(node)
-    return 1
+class Writes:
+    """The in-place calls of a graph, and which of its nodes share the memory that each of them writes to.
 
+    What shares memory is what shared it in the trace: names of operators do not tell (`contiguous`, `to`), and the
+    result of an in-place call is the tensor that it wrote to.
+    """
 
-def written(graph: fx.Graph, node: fx.Node, view: fx.Node, twin: Callable[..., Any]) -> fx.Node:
-    """What a write leaves in a view, at the insertion point. A copy is its source: `copy` itself has no gradient."""
-    if operator_name(node) != "copy_":
-        new = graph.call_function(twin, node.args, dict(node.kwargs))
-        new.meta = dict(node.meta)
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.order: dict[fx.Node, int] = {}
+        self.sharing: dict[int, list[fx.Node]] = {}
+        for position, node in enumerate(graph.nodes):
+            self.order[node] = position
+            if (memory := storage(node)) is not None:
+                self.sharing.setdefault(memory, []).append(node)
+
+    def replace(self, node: fx.Node) -> bool:
+        """Replace a call that writes, if nothing but later readers of its target can tell; says whether it did."""
+        twin = functional_twin(node)
+        target = node.args[0] if twin is not None else None
+        if twin is None or not isinstance(target, fx.Node) or not self.is_fresh(target):
+            return False
+        seeing = self.seeing(node, target)
+        with self.graph.inserting_before(node):
+            if not seeing:
+                new = self.insert(node, node, twin, node.args, node.kwargs)
+                self.pass_on(target, node, new)
+                node.replace_all_uses_with(new)
+            elif operator_name(target) not in SCATTERS or seeing != [target.args[0]]:
+                return False
+            elif is_in_place_already(node, target):
+                node.replace_all_uses_with(target)
+            else:
+                self.scatter(node, target, seeing[0], twin)
+        self.graph.erase_node(node)
+        return True
+
+    def is_fresh(self, target: fx.Node) -> bool:
+        """Whether an operator of the graph made the memory of a node: not the caller's, nor the model's."""
+        memory = storage(target)
+        if memory is None:
+            return False
+        first = self.sharing[memory][0]
+        return first.op == "call_function" and schema_of(first) is not None
+
+    def seeing(self, node: fx.Node, target: fx.Node) -> list[fx.Node]:
+        """Other nodes with the memory of the target of a write that were made before it and are read behind it."""
+        memory = storage(target)
+        assert memory is not None
+        return [
+            other
+            for other in self.sharing[memory]
+            if other is not target and self.order[other] < self.order[node] and self.later(other, node)
+        ]
+
+    def scatter(self, node: fx.Node, view: fx.Node, base: fx.Node, twin: Callable[..., Any]) -> None:
+        """Make of a write into a slice a new tensor with the slice in it. A later reader of the slice reads that."""
+        at = view.args[1:]
+        new = self.written(node, view, twin)
+        whole = self.insert(node, base, SCATTERS[operator_name(view)], (base, new, *at), view.kwargs)
+        self.pass_on(base, node, whole)
+        if node.users or self.later(view, node):
+            again = self.insert(node, view, view.target, (whole, *at), view.kwargs)
+            self.pass_on(view, node, again)
+            node.replace_all_uses_with(again)
+
+    def written(self, node: fx.Node, view: fx.Node, twin: Callable[..., Any]) -> fx.Node:
+        """What a write leaves in a view. A copy is its source: `copy` itself has no gradient."""
+        if operator_name(node) != "copy_":
+            return self.insert(node, node, twin, node.args, node.kwargs)
+        source = node.args[1]
+        assert isinstance(source, fx.Node)
+        if value(source).dtype != value(view).dtype:
+            source = self.insert(node, node, torch.ops.aten.to.dtype, (source, value(view).dtype), {})
+        if tuple(map(str, value(source).shape)) != tuple(map(str, value(view).shape)):
+            source = self.insert(node, node, torch.ops.aten.expand_as.default, (source, view), {})
+        return source
+
+    def insert(
+        self, write: fx.Node, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> fx.Node:
+        """A new call in the place of a write, with a value like that of a node."""
+        new = self.graph.call_function(target, args, dict(kwargs))
+        new.meta = {**write.meta, "val": value(like)}
+        self.order[new] = self.order[write]
+        memory = storage(like)
+        assert memory is not None
+        self.sharing[memory].append(new)
         return new
-    source = node.args[1]
-    assert isinstance(source, fx.Node)
-    if value(source).dtype != value(view).dtype:
-        source = graph.call_function(torch.ops.aten.to.dtype, (source, value(view).dtype))
-        source.meta = dict(node.meta)
-    if tuple(map(str, value(source).shape)) != tuple(map(str, value(view).shape)):
-        source = graph.call_function(torch.ops.aten.expand_as.default, (source, view))
-        source.meta = dict(node.meta)
-    return source
+
+    def later(self, node: fx.Node, write: fx.Node) -> list[fx.Node]:
+        """The readers of a node behind a write."""
+        return [user for user in node.users if self.order[user] > self.order[write]]
+
+    def pass_on(self, old: fx.Node, write: fx.Node, new: fx.Node) -> None:
+        """Let what reads `old` behind a write read `new`."""
+        later = self.later(old, write)
+        old.replace_all_uses_with(new, delete_user_cb=later.__contains__)
 
 
-def later_readers(order: Mapping[fx.Node, int], new: fx.Node) -> Callable[[fx.Node], bool]:
-    """Tells, of a user of what was written to, whether it stands behind the write that `new` replaces."""
-    return lambda user: user is not new and order[user] > order[new]
+def is_in_place_already(node: fx.Node, view: fx.Node) -> bool:
+    """Whether a copy writes into a view what is in it, as `x[0] += 1` does with its result."""
+    source = node.args[1] if operator_name(node) == "copy_" else None
+    return (
+        isinstance(source, fx.Node)
+        and source.target == view.target
+        and source.args == view.args
+        and source.kwargs == view.kwargs
+    )
 
 
 def functional_twin(node: fx.Node) -> Callable[..., Any] | None:
@@ -122,10 +157,3 @@ def functional_twin(node: fx.Node) -> Callable[..., Any] | None:
         return None
     twin: Callable[..., Any] = getattr(packet, overload)
     return twin
-
-
-def aliased(node: fx.Node) -> bool:
-    """Whether a node's storage may be seen through another node."""
-    if operator_name(node) in VIEWS or operator_name(node) == "getitem":
-        return True
-    return any(operator_name(user) in VIEWS for user in node.users)

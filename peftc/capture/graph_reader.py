@@ -29,7 +29,7 @@ from peftc.capture.recipes import (
 )
 from peftc.errors import CaptureError
 from peftc.graphs.branches import BRANCH, MARK, expect
-from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter
+from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter, operator_name, schema_of, storage
 from peftc.graphs.shared_modules import SharedModules, joined
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
@@ -52,6 +52,7 @@ class GraphReader:
         self.graph = fx.Graph()
         self.changes: dict[str, Change] = {}
         self.given: tuple[str, ...] = ()
+        self.outside: frozenset[int | None] = frozenset()  # where gradients are off: memory made before
         self.paths = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self.first: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
@@ -146,15 +147,15 @@ class GraphReader:
         name = getattr(node.target, "__name__", str(node.target))
         if name.startswith("wrap_with_"):
             return self.inline(node, env, grad=name != "wrap_with_set_grad_enabled" or bool(args[0]))
-        copied = self.graph.create_node(
-            "call_function",
-            node.target,
-            fx.map_arg(args, lambda source: env[source]),
-            fx.map_arg(kwargs, lambda source: env[source]),
-            name=node.name,
-        )
+        args, kwargs = fx.map_arg((args, kwargs), lambda source: env[source])
+        target = args[0] if self.outside and is_write(node) else None
+        written = target if isinstance(target, fx.Node) and storage(target) in self.outside else None
+        if written is not None:
+            args, kwargs = fx.map_arg((args, kwargs), self.detached)
+        copied = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
         copied.meta = dict(node.meta) | {MODULES: self.modules(node)}
-        return copied
+        # A tensor that is written to while gradients are off keeps its history: it is what has it that is read later.
+        return copied if written is None or not carries_gradient(written) else written
 
     def modules(self, node: fx.Node) -> tuple[tuple[str, str], ...]:
         """(path, call) of the modules around a node, outermost first, by their paths in the whole model.
@@ -182,7 +183,8 @@ class GraphReader:
     def inline(self, node: fx.Node, env: dict[fx.Node, Any], grad: bool) -> Any:
         """The body of a mode-switching operator, in place of the operator.
 
-        Where gradients were off and the body could have carried some, its results are detached.
+        Where gradients were off and the body could have carried some, its results are detached, and so is what it
+        writes into tensors from outside.
         """
         position, held = next(
             (i, arg) for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
@@ -190,13 +192,19 @@ class GraphReader:
         body: fx.GraphModule = env[held]
         actual = [env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[position + 1 :]]
         inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]
+        around = self.outside
+        if not grad:
+            self.outside |= {storage(source) for source in actual if isinstance(source, fx.Node)}
         outputs = self.copy(body, dict(zip(inner, actual, strict=True)))
-        if grad or not any(carries_gradient(source) for source in actual):
+        self.outside = around
+        if grad:
             return outputs
-        return type(outputs)(self.detached(value) if carries_gradient(value) else value for value in outputs)
+        return type(outputs)(value if value in actual else self.detached(value) for value in outputs)
 
-    def detached(self, node: fx.Node) -> fx.Node:
-        """A node's value without its history."""
+    def detached(self, node: Any) -> Any:
+        """A node's value without its history, if it may have one."""
+        if not carries_gradient(node):
+            return node
         cut = self.graph.call_function(torch.ops.aten.detach.default, (node,))
         cut.meta = dict(node.meta)
         return cut
@@ -257,8 +265,16 @@ def carries_gradient(node: Any) -> bool:
             continue
         if current.op == "placeholder" or is_parameter(current):
             return True
+        if operator_name(current) == "detach":
+            continue
         stack.extend(source for source in current.all_input_nodes if source not in seen)
     return False
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether a node calls an operator that writes into what it is given first."""
+    schema = schema_of(node)
+    return schema is not None and schema.is_mutable
 
 
 def dict_lookup(root: nn.Module, path: str) -> Any:

@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
 from torch import fx
 
-from peftc.graphs.reading import is_call, is_tensor, shape, value
+from peftc.capture.products import made, size_of
+from peftc.graphs.reading import is_call, is_parameter, is_tensor, shape, value
 
+aten = torch.ops.aten
 LAYOUT = ("view", "reshape", "_unsafe_view")
+
+
+@dataclass(frozen=True)
+class FlattenGroups:
+    """Heads by groups, [batch groups heads length width] beside keys of one head for each group, get one axis."""
+
+    optional: ClassVar[bool] = True
+
+    def run(self, graph: fx.Graph) -> int:
+        """Replace products of five axes."""
+        changed = 0
+        for node in list(graph.nodes):
+            if not is_grouped(node):
+                continue
+            left: Any = node.args[0]
+            right: Any = node.args[1]
+            groups, heads = shape(left)[1:3]
+            with graph.inserting_before(node):
+                one = made(graph, node, aten.flatten.using_ints, left, 1, 2)
+                other = repeated(graph, node, right, groups * heads, heads)
+                y = made(graph, node, aten.matmul.default, one, other)
+                new = made(graph, node, aten.unflatten.int, y, 1, [groups, heads])
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            changed += 1
+        return changed
+
+
+def is_grouped(node: fx.Node) -> bool:
+    """Whether a node is such a product of values."""
+    operands: Any = node.args[:2]
+    if not is_call(node, "matmul") or not all(
+        is_tensor(each) and not is_parameter(each) for each in operands
+    ):
+        return False
+    left, right = map(value, operands)
+    if left.dim() != 5 or right.dim() != 5:
+        return False
+    known = all(isinstance(size, int) for size in (*left.shape[1:3], *right.shape[1:3]))
+    # What both have two axes of besides the batch may be windows of an image: tokens, and no heads.
+    return known and right.shape[1] == left.shape[1] and right.shape[2] == 1
+
+
+def repeated(graph: fx.Graph, at: fx.Node, right: fx.Node, count: int, heads: int) -> fx.Node:
+    """The right side with as many heads as the left, in the form in which models repeat those of keys."""
+    axes: Any = right.args[1:]
+    turned = is_call(right, "transpose") and {axis % 5 for axis in axes} == {3, 4}  # keys
+    source: Any = right.args[0] if turned else right
+    wide = made(graph, at, aten.expand.default, source, [-1, -1, heads, -1, -1])
+    sizes = [-1, count, size_of(graph, at, source, 3), size_of(graph, at, source, 4)]
+    flat = made(graph, at, aten.reshape.default, wide, sizes)
+    return made(graph, at, aten.transpose.int, flat, -1, -2) if turned else flat
 
 
 def flat_heads(query: fx.Node) -> int | None:

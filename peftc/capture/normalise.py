@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.capture.attention import GroupHeads, SpellAttention
-from peftc.capture.einsums import SpellEinsums, SpellHeadProducts
+from peftc.capture.einsums import SimplifyEinsums, SpellEinsums, SpellHeadProducts
 from peftc.capture.flattening import KeepTokenAxes
 from peftc.capture.functional import MakeFunctional
 from peftc.capture.gathers import SpellGathers
+from peftc.capture.heads import FlattenGroups
 from peftc.capture.masks import FoldMasks, content_of
 from peftc.capture.modes import OuterProducts, ReadModeAtRunTime
 from peftc.capture.noise import RemoveAsserts, RemoveDeadCode, RemoveEmptyParts, RemoveNoOps
@@ -27,6 +28,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
     """The passes that run on every capture, in order."""
     return (
         RemoveAsserts(),
+        SimplifyEinsums(),
         NumberMatrices(),  # first: what is added in place to its product would be seen through views
         MakeFunctional(),
         RemoveNoOps(),
@@ -36,6 +38,7 @@ def passes(training: bool = False, mixed: bool = False) -> tuple[Pass, ...]:
         SpellGathers(),
         SpellEinsums(),
         SpellHeadProducts(),
+        FlattenGroups(),
         TurnLeftProducts(),
         *(recognise(file)() for file in SPELLINGS),
         KeepTokenAxes(),

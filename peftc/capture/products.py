@@ -136,3 +136,9 @@ def made(graph: fx.Graph, at: fx.Node, target: Any, *args: Any) -> fx.Node:
     seen = fx.map_arg(args, value)
     new.meta = {"val": target(*seen), MODULES: module_stack(at)}
     return new
+
+
+def size_of(graph: fx.Graph, at: fx.Node, x: fx.Node, axis: int) -> Any:
+    """The length of an axis: a number, or the node that tells it in each call."""
+    size = value(x).shape[axis]
+    return size if isinstance(size, int) else made(graph, at, aten.sym_size.int, x, axis)

@@ -34,6 +34,7 @@ from peftc.passes import PassResult
 aten = torch.ops.aten
 PRODUCTS = ("matmul", "bmm", "baddbmm")
 SOFTMAX = ("softmax", "_softmax")
+ALONG = (*LAYOUT, "flatten", "unflatten")
 SAME = ("to", "type_as", "_to_copy", "contiguous", "clone", "alias", "float", "detach")
 HIDES = -1e4  # a score at or below this is of a key that is not seen
 
@@ -111,7 +112,7 @@ def replace(graph: fx.Graph, softmax: fx.Node) -> None:
     if softmax.args[1] not in (-1, value(softmax).dim() - 1):
         raise Unread("not over the last axis")
     way = way_to(softmax.args[0])  # type: ignore[arg-type]
-    gathered, dropped, filled, cut = onward(softmax)
+    gathered, dropped, filled, cut, cleaned = onward(softmax)
     query, key_t = operands(way.product)
     values = gathered.args[1]
     heads, axes = heads_in_batch(way.product, query), value(way.product).dim()
@@ -127,7 +128,7 @@ def replace(graph: fx.Graph, softmax: fx.Node) -> None:
         raise Unread("one score more than there are keys, or one weight less")
     if any(condition not in read.hidden for condition in filled):
         raise Unread("weights are hidden behind the softmax that were seen before it")
-    maker.put(read, query, key_t, values, dropped, infinite=bool(filled))
+    maker.put(read, query, key_t, values, dropped, infinite=bool(filled), cleaned=cleaned)
 
 
 def way_to(scores: fx.Node) -> Way:
@@ -151,7 +152,7 @@ def way_to(scores: fx.Node) -> Way:
         elif name in ("add", "sub"):
             position = which(node)
         elif name == "where":
-            position = 1
+            position = which(node, (1, 2))
         elif name in (
             "mul",
             "div",
@@ -162,7 +163,7 @@ def way_to(scores: fx.Node) -> Way:
             "clamp",
             "clamp_min",
             "tanh",
-            *LAYOUT,
+            *ALONG,
             *SAME,
         ):
             position = 0 if name != "mul" else which(node)
@@ -180,11 +181,9 @@ def reads_form(user: fx.Node, node: fx.Node) -> bool:
     return is_call(user, "type_as", "view_as", "expand_as") and user.args[0] is not node
 
 
-def which(node: fx.Node) -> int:
-    """Which argument of a sum or product holds the scores: the one that a product is near of."""
-    found = [
-        position for position, each in enumerate(node.args[:2]) if isinstance(each, fx.Node) and leads(each)
-    ]
+def which(node: fx.Node, places: tuple[int, int] = (0, 1)) -> int:
+    """Which argument of a sum, product or choice holds the scores: the one that a product is near of."""
+    found = [place for place in places if is_tensor(node.args[place]) and leads(node.args[place])]  # type: ignore[arg-type]
     if len(found) != 1:
         raise Unread(f"{len(found)} sides of {node.name} are scores")
     return found[0]
@@ -196,19 +195,21 @@ def leads(node: fx.Node) -> bool:
         if is_call(node, *PRODUCTS):
             return all(is_tensor(each) and each.op != "get_attr" for each in product_of(node))
         name = operator_name(node)
-        if name in ("add", "sub", "mul"):
-            return any(isinstance(each, fx.Node) and leads(each) for each in node.args[:2])
-        if name not in ("where", "div", "masked_fill", "max", "tanh", *LAYOUT, *SAME):
+        if name in ("add", "sub", "mul", "where"):
+            return any(is_tensor(each) and leads(each) for each in node.args)
+        if name not in ("div", "masked_fill", "max", "tanh", *ALONG, *SAME):
             return False
-        source = node.args[1 if name == "where" else 0]
+        source = node.args[0]
         if not is_tensor(source):
             return False
         node = source
 
 
-def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node], bool]:
-    """The product with the values, the dropout before it, what hides weights behind the softmax, and whether one is cut off."""
-    node, dropped, cut = softmax, None, False
+def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node], bool, bool]:
+    """The product with the values, the dropout before it, what hides weights behind the softmax, whether one is cut off,
+    and whether those of a query that sees nothing are made 0.
+    """
+    node, dropped, cut, cleaned = softmax, None, False, False
     filled: list[fx.Node] = []
     while True:
         users = list(node.users)
@@ -216,14 +217,16 @@ def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node], bo
             raise Unread("the weights are read by others too")
         user = users[0]
         if is_call(user, "matmul", "bmm") and user.args[0] is node:
-            return user, dropped, filled, cut
+            return user, dropped, filled, cut, cleaned
         if is_call(user, "dropout") and dropped is None:
             dropped = user
         elif is_call(user, "masked_fill") and number_of(user.args[2]) == 0:
             filled.append(user.args[1])  # type: ignore[arg-type]
         elif leaves_out_the_last(user) and not cut:
             cut = True
-        elif not is_call(user, *LAYOUT, *SAME):
+        elif is_call(user, "nan_to_num") and argument(user, "nan") in (None, 0):
+            cleaned = True
+        elif not is_call(user, *ALONG, *SAME):
             raise Unread(f"{user.name} reads the weights")
         node = user
 
@@ -257,6 +260,7 @@ class Maker:
     def __init__(self, graph: fx.Graph, at: fx.Node, way: Way, heads: int | None) -> None:
         self.graph, self.at, self.way, self.heads = graph, at, way, heads
         self.score_dtype = value(way.product).dtype
+        self.groups: tuple[int, ...] = ()
 
     def make(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """One call, with what tracing would have seen of it."""
@@ -287,7 +291,7 @@ class Maker:
             raise Unread(f"{node.name} changes a sink")
         if (beside := sink_of(node)) is not None:
             read.sink = self.lined_up(beside[1], value(node).dim())
-        elif name in LAYOUT:
+        elif name in ALONG:
             self.reshape(node)
         elif name in ("mul", "div"):
             self.multiply(read, node, node.args[1 - position])
@@ -298,7 +302,7 @@ class Maker:
                 raise Unread(f"{node.name} caps biased scores")
             read.inside, read.factor = read.factor, 1.0
         elif name in ("where", "masked_fill", "masked_fill_"):
-            self.hide(read, node, value(node).dim())
+            self.hide(read, node, position)
         else:
             least = node.args[1] if len(node.args) > 1 else argument(node, "min")
             if not hides(least) or (name == "clamp" and argument(node, "max") is not None):
@@ -308,6 +312,9 @@ class Maker:
         """Between scores with and without an axis of heads of their own; nothing else is read."""
         source: Any = node.args[0]
         before, after = value(source).dim(), value(node).dim()
+        if (before, after) == (4, 5) and is_unflattened(shape(source), shape(node)):
+            self.groups = shape(node)[1:3]
+            return
         if after not in (3, 4) or (before != after and self.heads is None):
             raise Unread(f"{node.name} changes the axes of the scores")
         if before == after and shape(source) != shape(node):
@@ -347,6 +354,8 @@ class Maker:
         sizes = value(other).shape
         if len(sizes) and sizes[-1] != 1:
             raise Unread(f"{node.name} has a factor for each key")
+        if value(node).dim() == 5:
+            other = self.without_groups(other)
         read.by.append((aten.div.Tensor if divides else aten.mul.Tensor, other))
 
     def scaled(self, term: fx.Node, number: float) -> fx.Node:
@@ -357,14 +366,15 @@ class Maker:
         """One more term of the bias."""
         read.bias = term if read.bias is None else self.make(aten.add.Tensor, read.bias, term)
 
-    def hide(self, read: Read, node: fx.Node, axes: int) -> None:
-        """`where(seen, scores, low)` or `masked_fill(scores, hidden, low)`."""
-        seen_first = operator_name(node) == "where"
-        condition, low = (node.args[0], node.args[2]) if seen_first else (node.args[1], node.args[2])
+    def hide(self, read: Read, node: fx.Node, position: int) -> None:
+        """`where(seen, scores, low)`, `where(hidden, low, scores)` or `masked_fill(scores, hidden, low)`."""
+        chosen = operator_name(node) == "where"
+        seen_first = chosen and position == 1
+        condition, low = (node.args[0], node.args[3 - position]) if chosen else (node.args[1], node.args[2])
         if not hides(low) or not is_tensor(condition):
             raise Unread(f"{node.name} fills scores with what hides nothing")
         read.hidden.append(condition)
-        lined = self.lined_up(condition, axes)
+        lined = self.lined_up(condition, value(node).dim())
         number = constant_of(low) if isinstance(low, fx.Node) else low
         hidden = self.make(aten.logical_not.default, lined) if seen_first else lined
         bias = read.bias
@@ -379,6 +389,8 @@ class Maker:
             return self.make(aten.reshape.default, term, [1, -1])
         if axes == 4:
             return term
+        if axes == 5:
+            return self.without_groups(term)
         if self.heads is None:  # one head without an axis
             return self.make(aten.unsqueeze.default, term, -3) if held.dim() == 3 else term
         if held.dim() < 3:
@@ -386,6 +398,17 @@ class Maker:
         if isinstance(held.shape[0], int) and held.shape[0] == 1:
             return self.make(aten.unsqueeze.default, term, 1)
         return self.make(aten.unflatten.int, term, 0, [-1, self.heads])
+
+    def without_groups(self, term: fx.Node) -> fx.Node:
+        """A term of scores [batch groups heads queries keys] with one axis for groups and heads."""
+        if value(term).dim() == 2:
+            return term
+        while value(term).dim() < 5:
+            term = self.make(aten.unsqueeze.default, term, 0)
+        if shape(term)[1:3] == (1, 1):
+            return self.make(aten.squeeze.dim, term, 1)
+        wide = self.make(aten.expand.default, term, [-1, *self.groups, -1, -1])
+        return self.make(aten.flatten.using_ints, wide, 1, 2)
 
     def four(self, node: fx.Node) -> fx.Node:
         """Queries, keys or values [batch heads length width]."""
@@ -404,6 +427,7 @@ class Maker:
         values: fx.Node,
         dropped: fx.Node | None,
         infinite: bool,
+        cleaned: bool,
     ) -> None:
         """The fused call in place of the product with the values."""
         keys = key_t.args[0] if turned(key_t) else self.make(aten.transpose.int, key_t, -1, -2)
@@ -435,6 +459,8 @@ class Maker:
         new.meta[MODULES] = module_stack(self.at)
         seen = value(query).new_empty((*value(query).shape[:3], value(values).shape[-1]))
         new.meta["val"] = seen
+        if cleaned:  # whatever a kernel makes of a query that sees nothing
+            new = self.make(aten.nan_to_num.default, new)
         if value(self.at).dim() == 3:
             new = (
                 self.make(aten.squeeze.dim, new, 1)
@@ -463,6 +489,11 @@ class Maker:
             for each in (keys, values)
         ]
         return longer[0], longer[1], self.make(aten.cat.default, [wide, sink], -1)
+
+
+def is_unflattened(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether a form is another with its second axis as two."""
+    return before == (after[0], after[1] * after[2], *after[3:])
 
 
 def turned(node: fx.Node) -> bool:

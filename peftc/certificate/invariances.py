@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftc.capture.arguments import is_decoders, kind_of
+from peftc.capture.arguments import is_decoders, is_encoders, is_next_calls, kind_of
 from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.subject import Arguments, Subject, error, main_output, run
 from peftc.certificate.visibility import given_text
@@ -82,20 +82,20 @@ def decoding(subject: Subject) -> Finding:
     name = "cached decoding"
     if (key := given_text(subject)) is None:
         return none(name, "the call is no text that a decoder goes on with")
-    if not callable(getattr(subject.compiled, "generate", None)) or not any(map(subject.takes, CACHED)):
-        return none(name, "the model has no cache")
+    if not any(is_next_calls(each) and not is_encoders(each) for each in subject.names):
+        return none(name, "its forward takes nothing that is called a cache or a past")
     if labels := of_beginnings(subject):
         return none(name, f"{', '.join(labels)} acts on what the call gives that begins a text")
     ids = subject.of_size(2, TEXT)[key]
-    beside = besides(subject, key)
+    beside, kept = besides(subject, key), {"use_cache": True} if subject.takes("use_cache") else {}
 
     def difference(module: nn.Module) -> float:
         with torch.no_grad():
-            whole = module(**beside, **{key: ids}, use_cache=True)
-            last = module(**beside, **{key: ids[:, :BEGUN]}, use_cache=True)
+            whole = module(**beside, **{key: ids}, **kept)
+            last = module(**beside, **{key: ids[:, :BEGUN]}, **kept)
             pieces, rest = [main_output(last)], going_on(beside, last) if key != "input_ids" else {}
             for at in range(BEGUN, TEXT):
-                last = module(**rest, **{key: ids[:, at : at + 1]}, **cache_of(subject, last), use_cache=True)
+                last = module(**rest, **{key: ids[:, at : at + 1]}, **cache_of(subject, last), **kept)
                 pieces.append(main_output(last))
         return error(torch.cat(pieces, 1), main_output(whole))
 
@@ -110,14 +110,16 @@ def decoding(subject: Subject) -> Finding:
 
 
 TEXT, BEGUN = 7, 5
-CACHED = ("use_cache", "past_key_values")
-"""Arguments of which a model that has a cache takes one at least."""
 
 
 def cache_of(subject: Subject, last: Any) -> Arguments:
     """What a call gives back for the next one: a part of its output that forward takes by the same name."""
     given = last.items() if isinstance(last, Mapping) else ()
-    found = {name: held for name, held in given if not isinstance(held, Tensor) and subject.takes(name)}
+    found = {
+        name: held
+        for name, held in given
+        if (is_next_calls(name) or not isinstance(held, Tensor)) and subject.takes(name)
+    }
     if not found:
         raise ValueError("it gives back no cache that its forward takes")
     return found

@@ -63,9 +63,14 @@ class Subject:
         """Move every trainable value, another way for every seed."""
         draw(self.compiled, seed)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments that the model's forward has."""
+        return tuple(inspect.signature(self.plain.forward).parameters)
+
     def takes(self, name: str) -> bool:
         """Whether the model's forward has an argument."""
-        return name in inspect.signature(self.plain.forward).parameters
+        return name in self.names
 
 
 def draw(module: nn.Module, seed: int) -> None:

@@ -75,6 +75,14 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
+def storage(node: fx.Node) -> int | None:
+    """A number for the memory that a node's tensor had while tracing: nodes with one number share it."""
+    seen = value(node)
+    if not isinstance(seen, torch.Tensor) or seen.layout is not torch.strided:
+        return None
+    return int(seen.untyped_storage()._cdata)  # noqa: SLF001 - fake tensors have no address
+
+
 def is_tensor(node: object) -> TypeGuard[fx.Node]:
     """Whether tracing saw one tensor at a node."""
     return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)

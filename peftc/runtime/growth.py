@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftc.capture.arguments import Kind, is_decoders, is_encoders, kind_of
+from peftc.capture.arguments import Kind, is_decoders, is_encoders, is_next_calls, kind_of
 from peftc.errors import ProgramError
 from peftc.lang.roles import ROLES
 from peftc.match.growing import rows_by_part
@@ -61,7 +61,7 @@ class Growth:
 
         Raises:
             ProgramError: an argument comes with the tokens and it cannot be told what it is for the rows in front, the
-                model has no places for so many tokens, or the call has a cache of a fixed length.
+                model has no places for so many tokens, or the call has a cache of a fixed length or in bare tensors.
         """
         inside = self.parts_in(path)
         both = TARGET in inside and any(name.startswith("decoder_") for name in names)
@@ -78,6 +78,7 @@ class Growth:
             if part in inside:
                 if part == cached:
                     refuse_fixed_cache(arguments, rows)
+                    refuse_bare_cache(arguments, rows)
                 side = Side(part, rows, self.filler, self.places.get(part), own, past)
                 grown |= side.grown()
                 continued |= bool(past)
@@ -272,6 +273,32 @@ def refuse_fixed_cache(arguments: Mapping[str, Any], rows: int) -> None:
                 f"{rows} rows go in front of what the model reads, and a {type(value).__name__} has room for the text alone",
                 hint="take a cache that grows with the text, as generate() does unless it is told otherwise",
             )
+
+
+def refuse_bare_cache(arguments: Mapping[str, Any], rows: int) -> None:
+    """Raise if a call comes with what may be a cache and does not tell how many tokens are in it."""
+    for name, value in arguments.items():
+        single = isinstance(value, Tensor) and kind_of(name) is None and is_next_calls(name)
+        if (single or any(map(is_states, leaves(value)))) and not is_encoders(name):
+            raise ProgramError(
+                f"{rows} rows go in front of what the model reads, and nothing tells whether they are in {name!r} already: "
+                "it holds bare tensors",
+                hint="give a cache that tells its length by get_seq_length(), as transformers.DynamicCache does",
+            )
+
+
+def leaves(value: Any) -> list[Any]:
+    """What plain containers hold; of anything else, nothing."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [leaf for held in value for leaf in (leaves(held) or [held])]
+
+
+def is_states(value: Any) -> bool:
+    """Whether a value may be keys, values or states: numbers for each of several tokens of several texts."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 3
 
 
 def unknown(name: str, rows: int, hint: str) -> ProgramError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 import peftc
 from peftc.certificate.invariances import decoding, padding
@@ -13,7 +15,7 @@ from peftc.certificate.subject import Subject
 from peftc.graphs.operations import causal_mask
 from peftc.graphs.reading import is_call
 from tests.certificate.breaking import broken, is_not, masked_by, named
-from tests.models import llama, tokens
+from tests.models import WORDS, llama, tokens
 from tests.zoo import entry, inputs
 
 
@@ -40,13 +42,13 @@ def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pyt
     assert "before: the model itself differs" in finding.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
         ("t5", "lora:q,v(rank=2)"),
-        pytest.param("whisper", "lora:q,v(rank=2)", marks=pytest.mark.slow),
-        # A state of a scan, in an argument of another name.
-        pytest.param("mamba", "lora:all-linear(rank=2)", marks=pytest.mark.slow),
+        ("whisper", "lora:q,v(rank=2)"),
+        ("mamba", "lora:all-linear(rank=2)"),  # a state of a scan, in an argument of another name
     ],
 )
 def test_decoders_go_on_from_their_caches(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +71,35 @@ def test_decoders_go_on_from_their_caches(name: str, rule: str, monkeypatch: pyt
     finding = named(spoilt, decoding, **given)
     assert finding.verdict == "fail"
     assert finding.figure > 1e-3
+
+
+class OwnCache(nn.Module):
+    """A decoder whose cache is a tuple of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(WORDS, 8), nn.Linear(8, WORDS)
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, past: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
+        x = self.embedding(input_ids)
+        q, k, v = (part(x).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        seen = torch.arange(k.shape[2]) <= torch.arange(k.shape[2] - q.shape[2], k.shape[2])[:, None]
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return {"logits": self.out(x + y.transpose(1, 2).flatten(2)), "past": (k, v)}
+
+
+def test_a_cache_of_the_models_own_is_gone_on_from() -> None:
+    given = {"input_ids": tokens()}
+    for rules, verdict, said in (
+        (["lora:q,v(rank=2)", "prefix:3"], "pass", "two one by one"),
+        (["prompt:3"], "not applicable", "whether they are in 'past' already"),
+    ):
+        finding = named(peftc.compile(OwnCache(), rules, given, defaults=False), decoding, **given)
+        assert finding.verdict == verdict, finding
+        assert said in finding.detail
 
 
 def test_why_there_is_no_cache_is_said() -> None:

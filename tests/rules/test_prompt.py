@@ -220,7 +220,8 @@ def greedy(compiled: Any, ids: Tensor, mask: Tensor, steps: int) -> Tensor:
     return ids
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_generation_is_a_loop_without_a_cache(name: str) -> None:
     _, compiled = made(name)
     ids, mask = tokens(), padding(left=True)
@@ -293,6 +294,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_starts_from_the_vocabulary_a_text_or_a_range(tmp_path: Path) -> None:
     model = bart()
     table = 24**0.5 * model.get_input_embeddings().weight.detach()

@@ -41,7 +41,7 @@ def together(model: Any, rules: list[str], base: Any, top: Any) -> Any:
             ["lora:all-linear(rank=4)", "prefix:2"],
             marks=pytest.mark.slow,
         ),
-        (llama, ["nf4", "lora:q(rank=4)"], ["lora:q,v(rank=4)"]),
+        pytest.param(llama, ["nf4", "lora:q(rank=4)"], ["lora:q,v(rank=4)"], marks=pytest.mark.slow),
     ],
 )
 def test_what_it_carries_stays_and_what_is_new_trains(

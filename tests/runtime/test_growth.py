@@ -140,11 +140,23 @@ def test_one_target_for_each_of_as_many_texts_as_a_text_has_tokens() -> None:
         ({"attention_mask": torch.ones(2, 1, 3, 3)}, "it is not known what 'attention_mask' is for them"),
         ({"attention_mask": {"full": torch.ones(2, 3)}}, "it is not known what 'attention_mask' is for them"),
         ({"weights": torch.ones(2, 3)}, "it is not known what 'weights' is for them"),
+        (
+            {"past": ((torch.ones(2, 4, 3, 5),) * 2,)},
+            "whether they are in 'past' already: it holds bare tensors",
+        ),
+        ({"state": {"k": torch.ones(2, 3, 5)}}, "whether they are in 'state' already"),
+        ({"cache": torch.ones(2, 2, 4, 3, 5)}, "whether they are in 'cache' already"),
     ],
 )
 def test_what_cannot_be_told_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ProgramError, match=said):
         grown(ONE, "", input_ids=IDS, **arguments)
+
+
+def test_what_is_no_cache_may_hold_bare_tensors() -> None:
+    states = torch.ones(2, 3, 5)
+    assert grown(BOTH, "decoder", input_ids=IDS, encoder_hidden_states=states, past_key_values=())
+    assert grown(BOTH, input_ids=IDS, decoder_input_ids=IDS, encoder_outputs=(states,))
 
 
 def test_too_many_for_the_places_that_there_are() -> None:

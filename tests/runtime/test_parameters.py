@@ -78,7 +78,7 @@ class ByHand(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize("make", [bert, pytest.param(llama, marks=pytest.mark.slow)])
 def test_one_tensor_for_the_model(make: Any, tmp_path: Path) -> None:
     model = make().double()
     compiled = compiled_with(model, A={"trainable": True})
