@@ -7,33 +7,20 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from peftc.analyse.activations import ACTIVATIONS, PROBABILITIES
 from peftc.analyse.channels import MOVES, SPLITS, is_elementwise
 from peftc.analyse.projections import Projection
 from peftc.analyse.streams import is_residual
 from peftc.analyse.structure import block_of
 from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, shape
 
-NORMS = frozenset(
-    ["layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"]
-)
-JOINS = frozenset(
-    [
-        "getitem",
-        "cat",
-        "stack",
-        "concat",
-        "hstack",
-        "vstack",
-        "where",
-        "masked_fill",
-        "index",
-        "gather",
-        "index_select",
-    ]
+NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
+MOVED = (
+    MOVES
+    | SPLITS
+    | {"getitem", "cat", "stack", "concat", "hstack", "vstack", "index", "gather", "index_select"}
 )
 REDUCTIONS = frozenset(
-    [
+    (
         "sum",
         "mean",
         "amax",
@@ -46,42 +33,37 @@ REDUCTIONS = frozenset(
         "var",
         "norm",
         "linalg_vector_norm",
+    )
+)
+CHOICES = frozenset(
+    (
         "softmax",
         "_softmax",
         "log_softmax",
         "_log_softmax",
+        "where",
+        "masked_fill",
         "cumsum",
         "topk",
         "sort",
         "argmax",
-    ]
+    )
 )
-LOSSES = frozenset(
-    [
-        "cross_entropy_loss",
-        "nll_loss",
-        "nll_loss_nd",
-        "nll_loss2d",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
+LOSSES = {
+    *("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss", "smooth_l1_loss"),
+    *(
         "huber_loss",
         "kl_div",
         "binary_cross_entropy",
         "binary_cross_entropy_with_logits",
         "ctc_loss",
         "_ctc_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "soft_margin_loss",
-    ]
-)
-FOLLOWED = MOVES | SPLITS | JOINS | REDUCTIONS | LOSSES
-"""What may be behind a head, besides functions of each number and norms without weights."""
+    ),
+    *("multi_margin_loss", "multilabel_margin_loss", "soft_margin_loss"),
+}
+COMPUTED = REDUCTIONS | CHOICES | LOSSES | set(NORMS)
+"""What may be behind a head, besides functions of each number."""
 PRODUCTS = ("mul", "div")
-ENDS = frozenset((*PROBABILITIES, "log_sigmoid"))
-"""Activations that outputs have; others are those of hidden layers."""
-
 NOTHING: frozenset[fx.Node] = frozenset()
 
 
@@ -95,6 +77,11 @@ def is_given(node: object) -> bool:
 def is_scaled(node: fx.Node) -> bool:
     """Whether a value is another times a number."""
     return is_call(node, "mul", "div") and isinstance(node.args[1], (int, float))
+
+
+def is_shifted(node: fx.Node) -> bool:
+    """Whether a value is another and a bias of the model's own."""
+    return is_call(node, "add") and any(each.op == "get_attr" for each in node.all_input_nodes)
 
 
 def is_capped(node: fx.Node) -> bool:
@@ -163,17 +150,21 @@ class Heads:
 
     def follows(self, node: fx.Node) -> bool:
         """Whether an operator may be behind a head."""
-        name = operator_name(node)
-        if name in NORMS:
-            return not any(is_parameter(each) for each in node.all_input_nodes)
+        name, sources = operator_name(node), node.all_input_nodes
+        if name in NORMS and any(map(is_parameter, sources)):
+            return False
         if is_residual(node, self.order):
             return False
-        if name in ACTIVATIONS - ENDS and not is_capped(node):
-            return not any(map(self.keeps_width, self.known[node.all_input_nodes[0]] or ()))
-        return name in FOLLOWED or is_elementwise(node)
+        moved = name in MOVED or is_scaled(node) or is_shifted(node) or is_capped(node)
+        if not moved and any(self.keeps_width(head) for each in sources for head in self.known[each] or ()):
+            return False
+        return moved or name in COMPUTED or is_elementwise(node)
 
     def keeps_width(self, node: fx.Node) -> bool:
-        """Whether a projection makes as many channels as it reads: before an activation, that is a pooler."""
+        """Whether a projection makes as many channels as it reads.
+
+        Where a function of them follows, they are hidden states, as those of a pooler: classes have a number of their own.
+        """
         return self.projections[node].d_in == self.projections[node].d_out
 
     def ends(self, head: fx.Node) -> bool:
