@@ -81,7 +81,7 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     """Examine a compiled module: are the rules right on this model?
 
     The certificate has a finding for each property: pass, fail or not applicable, with its figure and bound. The
-    module's trainable values, mode and gradients are put back behind.
+    module's trainable values, buffers, mode and gradients are put back behind.
 
     Args:
         example_inputs: arguments of `forward` by name; a transformers model needs none.

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from peftc.capture.assumption import check_rows
+from peftc.capture.backwards import backwards_noted
 from peftc.capture.flat_call import FlatCall
 from peftc.capture.graph_reader import GraphReader
 from peftc.capture.signature import Call
@@ -55,7 +56,19 @@ def export_call(
     drawn = numbers_state()
     with quiet(root), standing_in(root):
         flat = FlatCall(call)
-        exported, answered = in_thread(lambda: trace(root, flat, (0,) if exact else (None, 2), answers))
+        own_backwards: dict[type, str] = {}
+
+        def traced() -> tuple[ExportedProgram, tuple[bool, ...]]:
+            with backwards_noted(own_backwards):
+                return trace(root, flat, (0,) if exact else (None, 2), answers)
+
+        exported, answered = in_thread(traced)
+    for kind, line in own_backwards.items():
+        warnings.warn(
+            f"{kind.__qualname__}, which {type(root).__name__} calls at {line}, has a backward of its own. No captured "
+            "graph has it: gradients are those of what its forward computes",
+            stacklevel=2,
+        )
     if numbers_state() != drawn:
         raise CaptureError(
             f"{type(root).__name__} draws numbers from numpy: captured, they would be the same in every call",

@@ -29,7 +29,7 @@ from peftc.capture.recipes import (
 )
 from peftc.errors import CaptureError
 from peftc.graphs.branches import BRANCH, MARK, expect
-from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter, operator_name, schema_of, storage
+from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter, is_write, operator_name, storage
 from peftc.graphs.shared_modules import SharedModules, joined
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
@@ -269,12 +269,6 @@ def carries_gradient(node: Any) -> bool:
             continue
         stack.extend(source for source in current.all_input_nodes if source not in seen)
     return False
-
-
-def is_write(node: fx.Node) -> bool:
-    """Whether a node calls an operator that writes into what it is given first."""
-    schema = schema_of(node)
-    return schema is not None and schema.is_mutable
 
 
 def dict_lookup(root: nn.Module, path: str) -> Any:

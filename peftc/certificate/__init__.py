@@ -15,7 +15,7 @@ def check(compiled: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
     """Examine a compiled module: is it right for this model and these rules?
 
     Args:
-        compiled: what `peftc.compile` made; its trainable values, its mode and its gradients are as before behind.
+        compiled: what `peftc.compile` made; its trainable values, buffers, mode and gradients are as before behind.
         example_inputs: arguments of `forward` by name; a transformers model needs none.
 
     Raises:

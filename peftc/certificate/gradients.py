@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.outputs import outputs_of
 from peftc.certificate.sizes import is_single, of_several_tokens
-from peftc.certificate.subject import Arguments, Subject, kept, wanting_gradients
+from peftc.certificate.subject import Arguments, Subject, called, kept, wanting_gradients
 
 
 def gradients_reach(subject: Subject) -> Finding:
@@ -240,7 +240,7 @@ def tried(subject: Subject) -> Arguments | str:
 
 def loss_of(module: nn.Module, arguments: Arguments) -> Tensor:
     """A number that depends on every output, not symmetric in them: norms would hide a mean or a scale."""
-    return torch.stack([share_of(output) for output in outputs_of(module(**arguments)).values()]).sum()
+    return torch.stack([share_of(output) for output in outputs_of(called(module, arguments)).values()]).sum()
 
 
 def share_of(output: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from peftc.certificate.findings import Finding, none, within
-from peftc.certificate.subject import Subject, error, kept, run
+from peftc.certificate.subject import Subject, afresh, error, kept, run
 from peftc.lang import signature
 from peftc.lang.lengths import lengths_of, proving_scope
 from peftc.lang.scope import expressions
@@ -110,7 +110,7 @@ def is_small(parameter: NewParameter) -> bool:
 def difference(subject: Subject) -> float:
     """How far the module is from the model with first values in it; what it holds is put back."""
     plan, plain = subject.plan, subject.plain
-    recorded = record(plain, plan, subject.arguments, subject.compiled._peftc.passes)  # noqa: SLF001
+    recorded = record(afresh(plain), plan, subject.arguments, subject.compiled._peftc.passes)  # noqa: SLF001
     with kept(subject.compiled):
         restart(subject.compiled, plan, Starting(plain, plan, recorded))
         for path in plan.trained:
@@ -122,7 +122,7 @@ def difference_alone(subject: Subject, promised: list[Application]) -> float:
     """The same of a module with some applications of the plan only: what acts beside them would hide them."""
     passes: Any = subject.compiled._peftc.passes  # noqa: SLF001
     places = {each.place for each in promised}
-    copied: nn.Module = twin(subject.plain)
+    copied: nn.Module = twin(afresh(subject.plain))
     looked = look(copied, subject.plan.rules, subject.arguments, passes=passes)
     some = tuple(each for each in looked.plan.applications if each.place in places)
     looked = replace(looked, plan=replace(looked.plan, applications=some))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peftc.capture.arguments import is_decoders, is_encoders, is_next_calls, kind_of
 from peftc.certificate.findings import Finding, none, said_by, within
-from peftc.certificate.subject import Arguments, Subject, error, main_output, run
+from peftc.certificate.subject import Arguments, Subject, afresh, error, main_output, run
 from peftc.certificate.visibility import given_text
 from peftc.errors import BranchError, ProgramError
 from peftc.lang.roles import BEGINS, ROLES
@@ -91,8 +91,8 @@ def decoding(subject: Subject) -> Finding:
 
     def difference(module: nn.Module) -> float:
         with torch.no_grad():
-            whole = module(**beside, **{key: ids}, **kept)
-            last = module(**beside, **{key: ids[:, :BEGUN]}, **kept)
+            whole = afresh(module)(**beside, **{key: ids}, **kept)
+            last = afresh(module)(**beside, **{key: ids[:, :BEGUN]}, **kept)
             pieces, rest = [main_output(last)], going_on(beside, last) if key != "input_ids" else {}
             for at in range(BEGUN, TEXT):
                 last = module(**rest, **{key: ids[:, at : at + 1]}, **cache_of(subject, last), **kept)

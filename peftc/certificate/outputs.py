@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftc.certificate.subject import error, main_output
+from peftc.certificate.subject import called, error, main_output
 
 Outputs = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ def is_numbers(value: Any) -> bool:
 def run_whole(module: nn.Module, arguments: Mapping[str, Any]) -> Outputs:
     """All outputs of a call, without gradients."""
     with torch.no_grad():
-        return outputs_of(module(**arguments))
+        return outputs_of(called(module, arguments))
 
 
 def difference(ours: Outputs, wanted: Outputs) -> float:

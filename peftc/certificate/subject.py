@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def tensors_inside(output: Any) -> list[Any]:
 def run(module: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """The main output of a call, without gradients."""
     with torch.no_grad():
-        return main_output(module(**arguments))
+        return main_output(called(module, arguments))
 
 
 def error(one: Tensor, other: Tensor) -> float:
@@ -174,9 +175,53 @@ def error(one: Tensor, other: Tensor) -> float:
     return float(((one - other)[finite].abs().max() / scale) if bool(finite.any()) else 0.0)
 
 
+class Buffers:
+    """The buffers of an examined module: calls write into copies of them, which every call is given afresh."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.own = [
+            (owner, name, tensor)
+            for owner in module.modules()
+            for name, tensor in owner._buffers.items()  # noqa: SLF001 - torch has no public way to put one in
+            if tensor is not None
+        ]
+        self.given: dict[int, tuple[Tensor, int]] = {}
+
+    def renew(self) -> None:
+        """Put a copy in the place of each buffer that has none or whose copy was written to."""
+        for owner, name, tensor in self.own:
+            copied, version = self.given.get(id(tensor), (None, 0))
+            if copied is None or copied._version != version:  # noqa: SLF001 - torch documents no other count
+                copied = tensor.detach().clone()
+                self.given[id(tensor)] = copied, copied._version  # noqa: SLF001
+            owner._buffers[name] = copied  # noqa: SLF001
+
+    def put_back(self) -> None:
+        """Put the module's own in again."""
+        for owner, name, tensor in self.own:
+            owner._buffers[name] = tensor  # noqa: SLF001
+
+
+BUFFERS: WeakKeyDictionary[nn.Module, Buffers] = WeakKeyDictionary()
+"""Those of the modules that are being examined."""
+
+
+def afresh(module: nn.Module) -> nn.Module:
+    """A module as it was before its first call: of one that is being examined, buffers too are as they were."""
+    if (buffers := BUFFERS.get(module)) is not None:
+        buffers.renew()
+    return module
+
+
+def called(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """What a module gives for a call; neither its buffers nor the tensors of the call remember earlier ones."""
+    own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return afresh(module)(**own)
+
+
 @contextmanager
 def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iterator[Subject]:
-    """A module in evaluation mode with random trainable values, put back as it was behind."""
+    """A module in evaluation mode with random trainable values, put back as it was behind, its buffers too."""
     modes = {module: module.training for module in compiled.modules()}
     held = {p: p.detach().clone() for p in compiled.parameters() if p.requires_grad}
     gradients = {p: p.grad for p in compiled.parameters()}
@@ -188,13 +233,17 @@ def examined(compiled: Any, arguments: Mapping[str, Any], seed: int = 0) -> Iter
         computed = {held.compute for held in quantised_in(compiled).values()} | {first.dtype}
         half = computed & {torch.float16, torch.bfloat16}
         tolerance = 3e-2 if half else 1e-5
-        plain = plain_model(compiled).eval()
+        BUFFERS[compiled] = Buffers(compiled)
+        plain = plain_model(afresh(compiled)).eval()
+        BUFFERS[plain] = Buffers(plain)
         config = getattr(plain, "config", None)
         words = getattr(config, "vocab_size", None)
         subject = Subject(compiled, plain, dict(arguments), tolerance)
         subject.words = words if isinstance(words, int) else 50
         yield subject
     finally:
+        if (buffers := BUFFERS.pop(compiled, None)) is not None:
+            buffers.put_back()
         with torch.no_grad():
             for parameter, before in held.items():
                 parameter.copy_(before)

@@ -75,6 +75,12 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
+def is_write(node: fx.Node) -> bool:
+    """Whether a node calls an operator that writes into what it is given first."""
+    schema = schema_of(node)
+    return schema is not None and schema.is_mutable
+
+
 def storage(node: fx.Node) -> int | None:
     """A number for the memory that a node's tensor had while tracing: nodes with one number share it."""
     seen = value(node)

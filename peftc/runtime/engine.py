@@ -32,6 +32,7 @@ from peftc.capture.signature import (
 )
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
+from peftc.graphs.effects import Kept, written
 from peftc.graphs.program import Program
 from peftc.graphs.shared_modules import SharedModules
 from peftc.graphs.verifying import verify
@@ -60,6 +61,7 @@ class Entry:
         fast: the same program for such calls, or None.
         state: whether the plan is in it, and as what; or it is the model as it came.
         continued: whether it goes on from a cache, and puts no rows in front of the input.
+        undone: what it writes into before data may yet say that another program is to run.
     """
 
     program: Program
@@ -71,6 +73,7 @@ class Entry:
     fast: Entry | None = None
     state: State = "on"
     continued: bool = False
+    undone: tuple[fx.Node, ...] = ()
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call has the sizes that the capture could not keep general."""
@@ -185,9 +188,12 @@ class Engine:
         answers: tuple[bool, ...] = ()
         while True:
             entry = self.find(key, call.tensors, answers) or self.capture_for(key, call, answers)
+            before = Kept(entry.undone, self.root, call.tensors) if entry.undone else None
             try:
                 return entry.for_call(call).run(module, call)
             except BranchError as other:
+                if before is not None:
+                    before.put_back()
                 given = entry.program.answers[: other.number + 1]
                 answers = (*given[:-1], not given[-1])
 
@@ -360,7 +366,10 @@ class Engine:
         bind(graph, quantised_in(self.root))
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, self.shared_modules, program.root)
-        return Entry(program, analysis, graph, emitted, records, state=state, continued=continued)
+        undone = written(program.graph, before_a_branch=True) if program.answers else ()
+        return Entry(
+            program, analysis, graph, emitted, records, state=state, continued=continued, undone=undone
+        )
 
     def keep_constants(self, constants: Mapping[str, Tensor]) -> None:
         """Hold tensors that a trace lifted out of the model's code, where they move with the model."""

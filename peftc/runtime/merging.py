@@ -24,7 +24,7 @@ from peftc.runtime.engine import Engine
 from peftc.runtime.hooks import REGISTER
 from peftc.runtime.merge_order import merge_order
 from peftc.runtime.starting import wide
-from peftc.runtime.twin import remember_loading
+from peftc.runtime.twin import remember_loading, values_of_written
 
 Weights = dict[str, Tensor]
 """Path → tensor, as the plain model would have it."""
@@ -204,6 +204,7 @@ def plain_model(
     memo: dict[int, object] = {id(engine): None}
     for parameter in root.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    memo |= values_of_written(root)
     made = copy_of(root, memo)
     given = {path: weight_at(root, original_path(path)) for path in plan.trained} | dict(weights or {})
     came = quantised_in(made)

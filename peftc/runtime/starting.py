@@ -15,6 +15,7 @@ from peftc.capture.graph_reader import CONSTANTS
 from peftc.capture.signature import Parameters, example_call, read_call
 from peftc.errors import CaptureError, MatchError
 from peftc.graphs import operations
+from peftc.graphs.effects import Kept, written
 from peftc.graphs.program import Program, copy_graph
 from peftc.lang import Parameter, Scope, Term, signature
 from peftc.match.plan import Application, NewParameter, Plan
@@ -168,7 +169,7 @@ def run(
     wanted: tuple[fx.Node, ...],
     tensors: Any,
 ) -> tuple[Tensor, ...]:
-    """The values of some nodes of a program."""
+    """The values of some nodes of a program, whose writes into the model and the data are taken back."""
     if not program.sizes.hold(tensors):
         raise CaptureError(f"captured for other sizes than those of the data: {program.sizes}")
     graph, moved = copy_graph(program.graph)
@@ -188,6 +189,11 @@ def run(
         module = fx.GraphModule(model, graph).eval()
     finally:
         delattr(model, CONSTANTS)
-    with torch.no_grad():
-        values: tuple[Tensor, ...] = module(*tensors)
-    return values
+    before = Kept(written(graph), module, tensors)
+    try:
+        with torch.no_grad():
+            values: tuple[Tensor, ...] = module(*tensors)
+            # A value that is written to behind would be another one.
+            return tuple(value.clone() for value in values) if before.before else values
+    finally:
+        before.put_back()

@@ -28,10 +28,15 @@ def twin(model: nn.Module) -> nn.Module:
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    copied = copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo | values_of_written(model))
     forget_loading(copied)
     forget_hooks(copied)
     return copied
+
+
+def values_of_written(model: nn.Module) -> dict[int, object]:
+    """Id → copy of the buffers that a call left a history of gradients in: torch copies no such tensor."""
+    return {id(each): each.detach().clone() for each in model.buffers() if not each.is_leaf}
 
 
 LOADED = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")

@@ -203,3 +203,62 @@ def test_a_failed_capture_prints_nothing_but_its_error(capfd: pytest.CaptureFixt
         captured(SizeOfData(), x=torch.randn(2, 6, 4))
     assert "x[: int(x.sum().item())]" in str(found.value)
     assert capfd.readouterr() == ("", "")
+
+
+class Reversal(torch.autograd.Function):
+    """The input, with the gradient turned around."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+class Adversary(nn.Module):
+    """Turns the gradient around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Reversal.apply(x * 2)  # type: ignore[no-untyped-call]
+        return y + 1
+
+
+def test_a_backward_of_its_own_is_told_with_its_line() -> None:
+    x = torch.randn(2, 6, 4)
+    with pytest.warns(UserWarning, match="Reversal, which Adversary calls at .*test_tracing.py:") as told:
+        program = captured(Adversary(), x=x)
+    assert len(told) == 1
+    assert torch.equal(run(program, Adversary(), x), x * 2 + 1)
+    x.requires_grad_()
+    Adversary()(x).sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad == -2).all())  # the class itself is as it was
+
+
+class Smooth(torch.autograd.Function):
+    """A sigmoid, with its derivative written out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.scale = scale
+        return torch.sigmoid(x * scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        y = torch.sigmoid(ctx.saved_tensors[0] * ctx.scale)
+        return gradients[0] * y * (1 - y) * ctx.scale, None
+
+
+class Smoothing(nn.Module):
+    """A sigmoid of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Smooth.apply(x * 2, 0.5)  # type: ignore[no-untyped-call]
+        return y
+
+
+def test_a_backward_that_is_the_derivative_is_not_worth_a_word() -> None:
+    captured(Smoothing(), x=torch.randn(2, 6, 4))  # a warning is an error here

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import peftc
 from peftc.certificate.subject import Subject, varied
@@ -40,3 +42,38 @@ def test_a_call_made_for_a_model_is_examined_in_other_sizes(model_type: str, tab
     certificate = peftc.check(compiled)
     assert certificate.passed, str(certificate)
     assert certificate.finding("visibility").verdict == "pass"
+
+
+class Remembering(nn.Module):
+    """Keeps a part of its last value in a buffer, with its history, and counts its calls."""
+
+    last: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("last", torch.zeros(6))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        self.last.copy_(self.last * 0.5 + y.mean((0, 1)))
+        self.count.add_(1)
+        return self.out(torch.tanh(y) + self.last + self.count)  # type: ignore[no-any-return]
+
+
+def test_buffers_are_as_before_and_every_call_begins_with_them() -> None:
+    given = {"x": torch.randn(2, 5, 6)}
+    compiled: Any = peftc.compile(Remembering(), ["lora:all-linear(rank=2)"], given)
+    before = compiled.last
+    certificate = peftc.check(compiled, given)
+    assert certificate.passed, str(certificate)
+    assert compiled.last is before
+    assert not before.count_nonzero()
+    assert not int(compiled.count)
+    assert not before.requires_grad
+    compiled(**given).sum().backward()
+    assert compiled.last.requires_grad  # as in the model itself
+    merged = compiled.merge_and_unload()
+    assert torch.equal(merged.last, compiled.last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,29 +20,37 @@ from tests.zoo import entry, inputs
 FIRST, LAST = 2, 1
 
 
-def edited(h: Tensor, held: dict[str, Tensor], real: Tensor, first: int = FIRST) -> Tensor:
+def edited(h: Tensor, held: dict[str, Tensor], real: Tensor, first: int = FIRST, last: int = LAST) -> Tensor:
     """h + Rᵀ (W h + b − R h) at the ends of each row's real tokens; the rows of R span those of Pᵀ."""
     q, r = torch.linalg.qr(held["P"])
     rows = (q * r.diagonal().sign()).T
     out = h.clone()
     for row, kept in enumerate(real.bool()):
         places = kept.nonzero().flatten().tolist()
-        for place in sorted({*places[:first], *places[len(places) - LAST :]}):
+        for place in sorted({*places[:first], *places[len(places) - last :]}):
             x = h[row, place]
             out[row, place] = x + rows.T @ (held["W"].T @ x + held["b"] - rows @ x)
     return out
 
 
-def by_hand(model: Any, compiled: Any, real: Callable[[], Tensor]) -> Any:
-    """A copy of the model whose blocks' outputs are edited."""
+def by_hand(
+    model: Any,
+    compiled: Any,
+    real: Callable[[], Tensor],
+    ends: Mapping[str, tuple[int, int]] | None = None,
+) -> Any:
+    """A copy of the model whose blocks' outputs are edited, by each use of the rule at ends of its own."""
     made = copy.deepcopy(model)
     for application in compiled.peftc_plan.applications:
+        of = (ends or {}).get(application.rule, (FIRST, LAST))
         held = {each.name: compiled.get_parameter(each.path) for each in application.parameters}
 
-        def edit(_: nn.Module, __: Any, out: Any, held: dict[str, Tensor] = held) -> Any:
+        def edit(
+            _: nn.Module, __: Any, out: Any, held: dict[str, Tensor] = held, of: tuple[int, int] = of
+        ) -> Any:
             if isinstance(out, tuple):
-                return (edited(out[0], held, real()), *out[1:])
-            return edited(out, held, real())
+                return (edited(out[0], held, real(), *of), *out[1:])
+            return edited(out, held, real(), *of)
 
         made.get_submodule(application.site.path).register_forward_hook(edit)
     return made
@@ -70,6 +78,18 @@ def test_the_equation(make: Callable[[], Any], left: bool) -> None:
     theirs = torch.autograd.grad((want * weights).sum(), list(own.values()))
     for name, one, other in zip(own, ours, theirs, strict=True):
         assert (one - other).abs().max() <= 1e-7 * max(float(other.abs().max()), 1e-6), name
+
+
+def test_ends_may_have_a_subspace_each() -> None:
+    """The paper's untied form: one rule for the first tokens, one for the last."""
+    model = llama().double()
+    given = {"input_ids": tokens(), "attention_mask": padding()}
+    specs = [f"loreft:3(first={FIRST}, last=0)", f"loreft:3(first=0, last={LAST})"]
+    compiled: Any = peftc.compile(model, specs, given, defaults=False)
+    randomise(compiled)
+    real, ends = padding().bool(), {"loreft": (FIRST, 0), "loreft_2": (0, LAST)}
+    want = by_hand(model, compiled, padding, ends)(**given).logits[real]
+    torch.testing.assert_close(compiled(**given).logits[real], want, atol=1e-9, rtol=1e-9)
 
 
 def test_two_sequences_have_ends_each() -> None:

@@ -133,3 +133,51 @@ def test_an_example_call_that_the_model_cannot_take_is_named() -> None:
         CaptureError, match="Looking raises IndexError in the example call: index out of range"
     ):
         peftc.compile(Looking(), ["lora:all-linear(rank=2)"], {"ids": torch.full((2, 5), 9)})
+
+
+class CountingFirst(nn.Module):
+    """Counts its calls and doubles the caller's tensor before it branches on data."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        self.count.add_(1)
+        seen.mul_(2)
+        y: Tensor = self.inner(x)
+        if x.sum() < 0:
+            y = y * 2
+            self.count.add_(10)
+        return y.sin() + seen
+
+
+def test_a_call_writes_once_whichever_way_it_goes() -> None:
+    plain = CountingFirst()
+    given = {"x": -torch.ones(2, 5, 4), "seen": torch.ones(())}
+    compiled: Any = peftc.compile(plain, ["lora:all-linear(rank=2)"], given)
+    assert (
+        int(compiled.count) == int(plain.count) == 0
+    )  # the way of the example was looked for, and nothing else done
+    assert torch.equal(given["seen"], torch.ones(()))
+    ours, wanted = torch.ones(()), torch.ones(())
+    for sign in (1, -1, 1, 1, -1):
+        x = sign * torch.rand(2, 5, 4)
+        assert torch.equal(compiled(x, ours), plain(x, wanted))
+        assert torch.equal(ours, wanted)
+        assert int(compiled.count) == int(plain.count)
+    assert not compiled.count.requires_grad
+
+
+def test_a_model_that_branches_on_data_is_not_blamed_for_breaking_a_graph() -> None:
+    given = {"x": torch.ones(2, 5, 4), "seen": torch.ones(())}
+    compiled: Any = peftc.compile(CountingFirst(), ["lora:all-linear(rank=2)"], given)
+    certificate = peftc.check(compiled, given)
+    assert certificate.passed, str(certificate)
+    finding = certificate.finding("torch.compile")
+    assert finding.verdict == "not applicable"
+    assert "the model itself" in finding.detail
+    assert int(compiled.count) == 0
