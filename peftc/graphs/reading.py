@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 STATE = "peftc_state"  # meta of get_attr nodes: "parameter", "buffer" or a kind of constant
 MODULES = "peftc_modules"  # meta of calls: (path, call) of the modules around them
+AUTOCAST = "peftc_autocast"  # meta of calls: regions of torch.autocast around them, outermost first
 CONSTANT = (
     "peftc_constant"  # meta of get_attr nodes: the tensor itself, of small constants of the model's code
 )
