@@ -195,8 +195,8 @@ class GraphReader:
         inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]
         around = self.outside, self.regions
         if is_autocast(node):
-            device, dtype, enabled = node.args[:3]
-            self.regions = (*self.regions, (device, dtype, enabled))  # type: ignore[assignment]
+            region: Any = node.args[:3]
+            self.regions = (*self.regions, region)
         if not grad:
             self.outside |= {storage(source) for source in actual if isinstance(source, fx.Node)}
         outputs = self.copy(body, dict(zip(inner, actual, strict=True)))

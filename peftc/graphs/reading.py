@@ -124,6 +124,11 @@ def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
     return stack
 
 
+def place(node: fx.Node) -> dict[str, Any]:
+    """The metadata of a call in the same place of the model's code as a node: modules and autocast around it."""
+    return {MODULES: module_stack(node)} | {key: node.meta[key] for key in (AUTOCAST,) if key in node.meta}
+
+
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module a node was traced in; "" for the root."""
     stack = module_stack(node)
