@@ -28,8 +28,18 @@ from peftc.capture.recipes import (
     updater,
 )
 from peftc.errors import CaptureError
+from peftc.graphs.autocasting import Region
 from peftc.graphs.branches import BRANCH, MARK, expect
-from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter, is_write, operator_name, storage
+from peftc.graphs.reading import (
+    AUTOCAST,
+    CONSTANT,
+    MODULES,
+    STATE,
+    is_parameter,
+    is_write,
+    operator_name,
+    storage,
+)
 from peftc.graphs.shared_modules import SharedModules, joined
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
@@ -53,6 +63,7 @@ class GraphReader:
         self.changes: dict[str, Change] = {}
         self.given: tuple[str, ...] = ()
         self.outside: frozenset[int | None] = frozenset()  # where gradients are off: memory made before
+        self.regions: tuple[Region, ...] = ()  # of autocast, around the calls that are being copied
         self.paths = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self.first: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
@@ -154,6 +165,8 @@ class GraphReader:
             args, kwargs = fx.map_arg((args, kwargs), self.detached)
         copied = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
         copied.meta = dict(node.meta) | {MODULES: self.modules(node)}
+        if self.regions:
+            copied.meta[AUTOCAST] = self.regions
         # A tensor that is written to while gradients are off keeps its history: it is what has it that is read later.
         return copied if written is None or not carries_gradient(written) else written
 
@@ -192,11 +205,14 @@ class GraphReader:
         body: fx.GraphModule = env[held]
         actual = [env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[position + 1 :]]
         inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]
-        around = self.outside
+        around = self.outside, self.regions
+        if is_autocast(node):
+            region: Any = node.args[:3]
+            self.regions = (*self.regions, region)
         if not grad:
             self.outside |= {storage(source) for source in actual if isinstance(source, fx.Node)}
         outputs = self.copy(body, dict(zip(inner, actual, strict=True)))
-        self.outside = around
+        self.outside, self.regions = around
         if grad:
             return outputs
         return type(outputs)(value if value in actual else self.detached(value) for value in outputs)
@@ -269,6 +285,11 @@ def carries_gradient(node: Any) -> bool:
             continue
         stack.extend(source for source in current.all_input_nodes if source not in seen)
     return False
+
+
+def is_autocast(node: fx.Node) -> bool:
+    """Whether a node calls a body in a region of `torch.autocast`."""
+    return getattr(node.target, "__name__", "") == "wrap_with_autocast"
 
 
 def dict_lookup(root: nn.Module, path: str) -> Any:

@@ -19,13 +19,12 @@ from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat
 from peftc.capture.sinks import leaves_out_the_last, maximum_of, sink_of
 from peftc.graphs.reading import (
     CONSTANT,
-    MODULES,
     argument,
     is_call,
     is_tensor,
     module_path,
-    module_stack,
     operator_name,
+    place,
     shape,
     value,
 )
@@ -267,7 +266,7 @@ class Maker:
         with self.graph.inserting_before(self.at):
             node = self.graph.call_function(target, args, kwargs)
         seen_args, seen_kwargs = fx.map_arg((args, kwargs), value)
-        node.meta = {"val": target(*seen_args, **seen_kwargs), MODULES: module_stack(self.at)}
+        node.meta = {"val": target(*seen_args, **seen_kwargs), **place(self.at)}
         return node
 
     def read(self, way: Way) -> Read:
@@ -456,7 +455,7 @@ class Maker:
         with self.graph.inserting_before(self.at):
             told = None if dropped is None else (dropped.args[1], dropped.args[2])
             new = attention_call(self.graph, (query, keys, values), bias, scale, told, cap)  # type: ignore[arg-type]
-        new.meta[MODULES] = module_stack(self.at)
+        new.meta.update(place(self.at))
         seen = value(query).new_empty((*value(query).shape[:3], value(values).shape[-1]))
         new.meta["val"] = seen
         if cleaned:  # whatever a kernel makes of a query that sees nothing

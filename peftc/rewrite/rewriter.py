@@ -26,7 +26,7 @@ from peftc.analyse import (
     between,
 )
 from peftc.graphs import operations
-from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape, value
+from peftc.graphs.reading import ADDED, STATE, place, shape, value
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
@@ -79,7 +79,7 @@ class Rewriter:
         site = application.site
         anchor = self.moved[use.anchor]
         name = f"{(site.path or 'model').replace('.', '_')}__{application.rule}"
-        meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
+        meta = {**place(anchor), ADDED: (application.rule, site.id)}
         backend = backend_for(self.graph, name, meta, site, self.form(use))
         told = signature(section, site.role, site.stack)
         ports = {port: self.in_copy(at) for port, at in use.ports.items()}

@@ -32,6 +32,7 @@ from peftc.capture.signature import (
 )
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
+from peftc.graphs.autocasting import enter_regions
 from peftc.graphs.effects import Kept, written
 from peftc.graphs.program import Program
 from peftc.graphs.shared_modules import SharedModules
@@ -364,6 +365,7 @@ class Engine:
                 folded=folded,
             )
         bind(graph, quantised_in(self.root))
+        enter_regions(graph)
         verify(graph)
         emitted = emit(graph, self.blocks, self.templates, self.shared_modules, program.root)
         undone = written(program.graph, before_a_branch=True) if program.answers else ()
