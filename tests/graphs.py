@@ -13,6 +13,7 @@ from peftc.capture.signature import call_with
 from peftc.emit import Templates, emit
 from peftc.graphs.program import Program
 from peftc.graphs.reading import operator_name
+from peftc.graphs.shared_modules import SharedModules
 
 
 def captured(module: nn.Module, *, train: bool = False, **inputs: Any) -> Program:
@@ -28,7 +29,7 @@ def captured(module: nn.Module, *, train: bool = False, **inputs: Any) -> Progra
 
 def run(program: Program, module: nn.Module, *tensors: Tensor) -> Any:
     """What a program computes for a call's tensors, in the order of its inputs."""
-    return emit(program.graph, {}, Templates()).function(module, *tensors)
+    return emit(program.graph, {}, Templates(), SharedModules(module)).function(module, *tensors)
 
 
 def operators(program: Program) -> Counter[str]:

@@ -207,7 +207,9 @@ class ChannelFlow:
         if not layers or bool((torch.stack(layers).amax(0) < 0).any()):
             return False
         lead, before = shape(node)[:-1], shape(origin)[:-1]
-        tokens = torch.stack(layers).flatten(1, -2) // shape(origin)[-1]
+        tokens = (
+            torch.stack(layers)[:, None].flatten(1, -2) // shape(origin)[-1]
+        )  # no axis of tokens is one token
         first = tokens.amax((0, 2))
         if not bool(((tokens == first[:, None]) | (tokens < 0)).all()):
             return False

@@ -9,7 +9,7 @@ from peftc.analyse.channels import ChannelFlow
 from peftc.analyse.experts import mixtures
 from peftc.analyse.feedforward import feed_forwards, without_taken
 from peftc.analyse.numbering import rows_of
-from peftc.analyse.outputs import head_nodes
+from peftc.analyse.outputs import Heads
 from peftc.analyse.paths import lookup
 from peftc.analyse.projections import projections
 from peftc.analyse.scopes import Scopes
@@ -19,6 +19,7 @@ from peftc.analyse.structure import block_of, block_paths
 from peftc.analyse.tables import table_parts
 from peftc.analyse.tokens import token_inputs, tokens_of
 from peftc.graphs.reading import CONSTANT, module_path
+from peftc.graphs.shared_modules import SharedModules
 
 
 class Findings:
@@ -26,6 +27,7 @@ class Findings:
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
+        self.shared = SharedModules(root)
         self.blocks = block_paths(root)
         self.order = order_of(graph)
         self.projections = projections(graph)
@@ -34,7 +36,9 @@ class Findings:
         self.feed_forwards = feed_forwards(graph, self.projections, self.flow, cores)
         self.cores = without_taken(cores, self.feed_forwards)
         self.mixtures = mixtures(graph, self.projections)
-        self.heads = set(head_nodes(graph, self.projections, self.blocks))
+        chosen = [node for mixture in self.mixtures for node in mixture.routers]
+        others = [*chosen, *(core.o for core in self.cores if core.o is not None)]
+        self.heads = set(Heads(graph, self.projections, self.blocks, self.order, others).found())
         self.token_inputs = token_inputs(self.cores)
         self.windows: dict[object, int] = {}
         self.names: dict[int, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from peftc.analyse.paths import common_path
 from peftc.analyse.site import Origin, Site, Use
@@ -73,16 +74,16 @@ def proposed(sites: Sequence[Site]) -> Iterator[list[str]]:
     told = [{"W": ((site.weights["W"], None),)} if site.role in WEIGHTED else site.made_of for site in sites]
     parts = [part for part in ("W", *MADE) if all(part in each for each in told)]
     for part in parts:
-        ways = [relative(each[part][0][0], site.path) for each, site in zip(told, sites, strict=True)]
+        ways = ways_to([each[part][0][0] for each in told], sites[0].path)
         for count in range(1, max(map(len, ways)) + 1):
             yield [".".join(way[:count]) for way in ways]
     for part in parts:  # of one weight, but other rows of it
-        ways = [relative(each[part][0][0], site.path) for each, site in zip(told, sites, strict=True)]
+        ways = ways_to([each[part][0][0] for each in told], sites[0].path)
         firsts = [(each[part][0][1] or ((0, 0),))[0][0] for each in told]
         yield [f"{way[0]}_{first}" for way, first in zip(ways, firsts, strict=True)]
 
 
-def relative(weight: str, path: str) -> list[str]:
-    """The words of a weight's path behind those that it has in common with a module's."""
-    shared = common_path(weight, path)
-    return (weight[len(shared) + 1 :] if shared else weight).split(".")
+def ways_to(weights: Sequence[str], path: str) -> list[list[str]]:
+    """The words of the paths of weights behind those that all have in common with a module's."""
+    shared = reduce(common_path, weights, path)
+    return [(weight[len(shared) + 1 :] if shared else weight).split(".") for weight in weights]

@@ -29,7 +29,7 @@ def sites(findings: Findings) -> Iterator[tuple[Site, Use]]:
     """Every use of every site, in graph order within each role."""
     for site, use in unscoped(findings):
         scope = site.scope or (findings.scopes.of(use.anchor) if site.role in SCOPED else "")
-        yield replace(site, scope=scope), use
+        yield replace(site, scope=scope, path=findings.shared.first(site.path)), use
 
 
 def unscoped(findings: Findings) -> Iterator[tuple[Site, Use]]:

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from peftc.graphs.reading import module_stack
+from peftc.graphs.shared_modules import joined
 
 
 def block_paths(root: nn.Module) -> Mapping[str, int]:
-    """Path of every outermost child of a list of modules, with its number in the list.
+    """Path of every outermost child of a list of modules, with its number in the list: the first, of one that has several.
 
     A list is a `ModuleList`, or a `Sequential` of modules of one class which have modules in them.
     """
     found: dict[str, int] = {}
-    for path, module in root.named_modules():
+    numbers: dict[int, int] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
         if not is_list(module) or any(path.startswith(f"{block}.") for block in found):
             continue
-        for number, child in enumerate(module.children()):
-            if next(child.parameters(), None) is not None:
-                found[f"{path}.{number}" if path else str(number)] = number
+        for number, (name, child) in enumerate(module._modules.items()):  # noqa: SLF001 - elsewhere each is given once
+            if child is not None and next(child.parameters(), None) is not None:
+                found[joined(path, name)] = numbers.setdefault(id(child), number)
     return found
 
 

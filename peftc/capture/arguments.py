@@ -7,7 +7,6 @@ want rows put in front of what they read must use the same words.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["ids", "rows", "mask", "places", "types", "targets", "points"]
@@ -25,7 +24,6 @@ KINDS: tuple[tuple[str, Kind], ...] = (
 )
 
 
-@lru_cache(maxsize=512)
 def kind_of(name: str) -> Kind | None:
     """What an argument is, or None."""
     return next((kind for pattern, kind in KINDS if re.search(pattern, name)), None)

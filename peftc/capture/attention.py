@@ -18,6 +18,7 @@ from peftc.graphs.reading import (
     is_call,
     is_tensor,
     module_stack,
+    place,
     shape,
     value,
 )
@@ -88,7 +89,7 @@ def give_heads(node: fx.Node) -> None:
         lift, *how = one if operand is mask and shape(operand)[0] == 1 else own
         with node.graph.inserting_before(node):
             new = node.graph.call_function(lift, (operand, *how))
-        new.meta = {"val": lift(value(operand), *how), MODULES: module_stack(node)}
+        new.meta = {"val": lift(value(operand), *how), **place(node)}
         node.replace_input_with(operand, new)
     with node.graph.inserting_after(node):
         result = node.graph.call_function(drop[0], (node, *drop[1:]))

@@ -25,6 +25,7 @@ from peftc.capture.size_reader import size_conditions
 from peftc.capture.tracing import Tracing, modules_kept, seeds_refused
 from peftc.errors import CaptureError
 from peftc.graphs.program import Program
+from peftc.graphs.shared_modules import SharedModules
 from peftc.quantised import standing_in
 
 CHANNELS, PIXELS = 4, 16  # an image has at most so many channels, and at least so many pixels a side
@@ -35,12 +36,14 @@ def export_call(
     call: Call,
     path: str = "",
     *,
+    shared: SharedModules | None = None,
     exact: bool = False,
     answers: tuple[bool, ...] = (),
 ) -> tuple[Program, dict[str, Tensor]]:
     """Capture one call of `root`, which lies at `path` of its model.
 
     Args:
+        shared: the modules of the model that have several paths; those of `root` where that is the model.
         exact: for these sizes only.
         answers: which way to go at the first branches on data; at others it is False, if that leads anywhere.
 
@@ -72,7 +75,7 @@ def export_call(
             hint="turn off in the model's config what it draws in this mode (augmentation, dropping of layers)",
         )
     constants: dict[str, Tensor] = {}
-    reader = GraphReader(exported, root, path, constants)
+    reader = GraphReader(exported, root, path, constants, shared or SharedModules(root))
     graph = reader.read(flat)
     inputs = [node for node in graph.nodes if node.op == "placeholder"][: len(call.tensors)]
     program = Program(

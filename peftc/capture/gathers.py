@@ -10,13 +10,12 @@ from torch import fx
 
 from peftc.graphs.reading import (
     BY_NUMBER,
-    MODULES,
     ancestors,
     argument,
     is_call,
     is_parameter,
     is_tensor,
-    module_stack,
+    place,
     value,
 )
 
@@ -43,7 +42,7 @@ class SpellGathers:
                 continue
             with graph.inserting_before(node):
                 new = graph.call_function(torch.ops.aten.embedding.default, (node.args[0], ids))
-            new.meta = {"val": value(node), MODULES: module_stack(node)}
+            new.meta = {"val": value(node), **place(node)}
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             changed += 1

@@ -28,8 +28,19 @@ from peftc.capture.recipes import (
     updater,
 )
 from peftc.errors import CaptureError
+from peftc.graphs.autocasting import Region
 from peftc.graphs.branches import BRANCH, MARK, expect
-from peftc.graphs.reading import CONSTANT, MODULES, STATE, is_parameter, is_write, operator_name, storage
+from peftc.graphs.reading import (
+    AUTOCAST,
+    CONSTANT,
+    MODULES,
+    STATE,
+    is_parameter,
+    is_write,
+    operator_name,
+    storage,
+)
+from peftc.graphs.shared_modules import SharedModules, joined
 
 SMALL = 64  # elements: constants up to this many are kept at their node for analyses to read
 CONSTANTS = "peftc_constants"  # the model's submodule that holds tensors a trace lifted out of the code
@@ -39,13 +50,20 @@ class GraphReader:
     """Copies an exported graph into one that reads state by path and makes the model's own output object."""
 
     def __init__(
-        self, exported: ExportedProgram, root: nn.Module, path: str, constants: dict[str, Tensor]
+        self,
+        exported: ExportedProgram,
+        root: nn.Module,
+        path: str,
+        constants: dict[str, Tensor],
+        shared: SharedModules,
     ) -> None:
         self.exported, self.root, self.path, self.constants = exported, root, path, constants
+        self.shared = shared
         self.graph = fx.Graph()
         self.changes: dict[str, Change] = {}
         self.given: tuple[str, ...] = ()
         self.outside: frozenset[int | None] = frozenset()  # where gradients are off: memory made before
+        self.regions: tuple[Region, ...] = ()  # of autocast, around the calls that are being copied
         self.paths = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self.first: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
@@ -89,11 +107,11 @@ class GraphReader:
         return self.graph
 
     def state_path(self, spec: Any) -> str:
-        """Full path of a parameter, buffer or constant; tied ones have the path of the first."""
+        """Full path of a parameter, buffer or constant; tied ones, and those of shared modules, have the first of theirs."""
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensor = dict_lookup(self.root, spec.target)
             name = self.first.get(id(tensor), spec.target)
-            return f"{self.path}.{name}" if self.path else name
+            return self.shared.first(joined(self.path, name))
         tensor = self.exported.constants[spec.target]
         name = spec.target.replace(".", "_")
         name = f"{self.path.replace('.', '_')}_{name}" if self.path else name
@@ -147,6 +165,8 @@ class GraphReader:
             args, kwargs = fx.map_arg((args, kwargs), self.detached)
         copied = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
         copied.meta = dict(node.meta) | {MODULES: self.modules(node)}
+        if self.regions:
+            copied.meta[AUTOCAST] = self.regions
         # A tensor that is written to while gradients are off keeps its history: it is what has it that is read later.
         return copied if written is None or not carries_gradient(written) else written
 
@@ -159,14 +179,19 @@ class GraphReader:
         found: list[tuple[str, str]] = []
         for key, (path, _) in stack.items():
             inner = path.partition("@")[0].removeprefix("L['self'].").removeprefix("L['self']")
-            whole = ".".join(part for part in (self.path, inner) if part)
-            if (
-                whole not in self.paths and found
-            ):  # of a module that has several parents, torch leaves out the first
-                below = ".".join(part for part in (found[-1][0], inner) if part)
-                whole = below if below in self.paths else whole
+            whole = self.whole_path(inner, [around for around, _ in found])
             found.append((whole, key.rpartition("@")[2] if "@" in key else "0"))
-        return tuple(found)
+        return tuple((joined(self.path, path), call) for path, call in found)
+
+    def whole_path(self, path: str, around: list[str]) -> str:
+        """The path of a module, seen from the captured one, by what torch says of it and of those around it.
+
+        Where a model has modules with several parents, torch may leave out the path of one that is around it.
+        """
+        if not around or path.startswith(f"{around[-1]}."):
+            return path
+        inside = (joined(each, path) for each in reversed(around))
+        return next((each for each in inside if each in self.paths), path)
 
     def inline(self, node: fx.Node, env: dict[fx.Node, Any], grad: bool) -> Any:
         """The body of a mode-switching operator, in place of the operator.
@@ -180,11 +205,14 @@ class GraphReader:
         body: fx.GraphModule = env[held]
         actual = [env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[position + 1 :]]
         inner = [inside for inside in body.graph.nodes if inside.op == "placeholder"]
-        around = self.outside
+        around = self.outside, self.regions
+        if is_autocast(node):
+            region: Any = node.args[:3]
+            self.regions = (*self.regions, region)
         if not grad:
             self.outside |= {storage(source) for source in actual if isinstance(source, fx.Node)}
         outputs = self.copy(body, dict(zip(inner, actual, strict=True)))
-        self.outside = around
+        self.outside, self.regions = around
         if grad:
             return outputs
         return type(outputs)(value if value in actual else self.detached(value) for value in outputs)
@@ -257,6 +285,11 @@ def carries_gradient(node: Any) -> bool:
             continue
         stack.extend(source for source in current.all_input_nodes if source not in seen)
     return False
+
+
+def is_autocast(node: fx.Node) -> bool:
+    """Whether a node calls a body in a region of `torch.autocast`."""
+    return getattr(node.target, "__name__", "") == "wrap_with_autocast"
 
 
 def dict_lookup(root: nn.Module, path: str) -> Any:

@@ -80,7 +80,7 @@ class ReadModeAtRunTime:
 class OuterProducts:
     """A matmul that sums over an axis of length 1 becomes a product: the same, and autocast leaves it.
 
-    Rotary tables are made so, of position times frequency, under a disabled autocast that tracing forgets.
+    Rotary tables are made so, of position times frequency, under an autocast that is disabled only where one is on.
     """
 
     def run(self, graph: fx.Graph) -> int:

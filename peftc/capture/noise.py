@@ -10,7 +10,7 @@ from torch import fx
 
 from peftc.capture.recipes import WRITES
 from peftc.graphs.branches import expect
-from peftc.graphs.reading import DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
+from peftc.graphs.reading import AUTOCAST, DYNAMIC_SIZE, argument, is_tensor, operator_name, schema_of, value
 
 ASSERTS = (
     "_assert_tensor_metadata",
@@ -60,6 +60,8 @@ def unchanged(node: fx.Node) -> fx.Node | None:
     before, after = value(source), value(node)
     if before.dtype != after.dtype or before.device != after.device or before.dim() != after.dim():
         return None
+    if name == "to" and AUTOCAST in node.meta and source.op != "get_attr":
+        return None  # under another autocast around the model it does something
     if name == "to" and not argument(node, "copy", False):
         return source if argument(node, "memory_format") is None else None
     if name == "alias" or (name == "lift_fresh_copy" and not mutated(node)):

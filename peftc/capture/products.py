@@ -9,15 +9,7 @@ import torch
 from torch import fx
 
 from peftc.graphs.operations import numbered_linear
-from peftc.graphs.reading import (
-    MODULES,
-    is_call,
-    is_parameter,
-    is_tensor,
-    module_stack,
-    operator_name,
-    value,
-)
+from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, place, value
 
 aten = torch.ops.aten
 
@@ -134,7 +126,7 @@ def made(graph: fx.Graph, at: fx.Node, target: Any, *args: Any) -> fx.Node:
     """One call at the insertion point, with what tracing would have seen of it."""
     new = graph.call_function(target, args)
     seen = fx.map_arg(args, value)
-    new.meta = {"val": target(*seen), MODULES: module_stack(at)}
+    new.meta = {"val": target(*seen), **place(at)}
     return new
 
 

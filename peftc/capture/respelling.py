@@ -15,7 +15,7 @@ from peftc.capture.attention import attention_call
 from peftc.capture.matcher import Dropped, Matcher, Miss, State
 from peftc.capture.spelling import NONE, Pattern, Spelling, read_spelling
 from peftc.graphs import operations
-from peftc.graphs.reading import MODULES, module_stack, value
+from peftc.graphs.reading import AUTOCAST, MODULES, place, value
 from peftc.passes import Pass, PassResult
 
 FOLDER = Path(__file__).parent / "spellings"
@@ -70,7 +70,7 @@ def put_in(graph: fx.Graph, root: fx.Node, target: Pattern, state: State) -> boo
         new = MAKERS[tree.func.id](graph, root, arguments, orders)
     if new is None:
         return False
-    new.meta = {key: root.meta[key] for key in ("val", MODULES, "stack_trace") if key in root.meta}
+    new.meta = {key: root.meta[key] for key in ("val", MODULES, AUTOCAST, "stack_trace") if key in root.meta}
     root.replace_all_uses_with(new)
     return True
 
@@ -120,7 +120,7 @@ def make_linear(
         return None  # one number for all channels
     if orders[1][0] == orders[0][-1]:
         turned = graph.call_function(torch.ops.aten.t.default, (weight,))
-        turned.meta = {"val": value(weight).t(), MODULES: module_stack(root)}
+        turned.meta = {"val": value(weight).t(), **place(root)}
         weight = turned
     return graph.call_function(torch.ops.aten.linear.default, (x, weight, bias))
 

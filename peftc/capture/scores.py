@@ -19,13 +19,12 @@ from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat
 from peftc.capture.sinks import leaves_out_the_last, maximum_of, sink_of
 from peftc.graphs.reading import (
     CONSTANT,
-    MODULES,
     argument,
     is_call,
     is_tensor,
     module_path,
-    module_stack,
     operator_name,
+    place,
     shape,
     value,
 )
@@ -33,6 +32,7 @@ from peftc.passes import PassResult
 
 aten = torch.ops.aten
 PRODUCTS = ("matmul", "bmm", "baddbmm")
+SOFTMAX = ("softmax", "_softmax")
 ALONG = (*LAYOUT, "flatten", "unflatten")
 SAME = ("to", "type_as", "_to_copy", "contiguous", "clone", "alias", "float", "detach")
 HIDES = -1e4  # a score at or below this is of a key that is not seen
@@ -84,16 +84,22 @@ class ReadScores:
 
     def run(self, graph: fx.Graph) -> PassResult:
         """Replace what can be read; what was covered is left for `RemoveDeadCode`."""
-        changed, misses = 0, []
+        changed, attentions, others = 0, list[str](), list[str]()
         for node in list(graph.nodes):
-            if not is_call(node, "softmax", "_softmax") or not node.users or not is_tensor(node.args[0]):
+            if not is_call(node, *SOFTMAX) or not node.users or not is_tensor(node.args[0]):
                 continue
             try:
                 replace(graph, node)
                 changed += 1
             except Unread as why:
-                misses.append(f"{node.name} in {module_path(node) or 'the model itself'}: {why}")
-        return PassResult(changed, tuple(misses[:5]))
+                kept = attentions if is_softmax_of_scores(node) else others
+                kept.append(f"{node.name} in {module_path(node) or 'the model itself'}: {why}")
+        return PassResult(changed, (*attentions, *others)[:5])
+
+
+def is_softmax_of_scores(node: fx.Node) -> bool:
+    """Whether a node is a softmax over a product of values: that of a router, or of an output, is over one with a weight."""
+    return is_call(node, *SOFTMAX) and is_tensor(node.args[0]) and leads(node.args[0])
 
 
 def replace(graph: fx.Graph, softmax: fx.Node) -> None:
@@ -260,7 +266,7 @@ class Maker:
         with self.graph.inserting_before(self.at):
             node = self.graph.call_function(target, args, kwargs)
         seen_args, seen_kwargs = fx.map_arg((args, kwargs), value)
-        node.meta = {"val": target(*seen_args, **seen_kwargs), MODULES: module_stack(self.at)}
+        node.meta = {"val": target(*seen_args, **seen_kwargs), **place(self.at)}
         return node
 
     def read(self, way: Way) -> Read:
@@ -449,7 +455,7 @@ class Maker:
         with self.graph.inserting_before(self.at):
             told = None if dropped is None else (dropped.args[1], dropped.args[2])
             new = attention_call(self.graph, (query, keys, values), bias, scale, told, cap)  # type: ignore[arg-type]
-        new.meta[MODULES] = module_stack(self.at)
+        new.meta.update(place(self.at))
         seen = value(query).new_empty((*value(query).shape[:3], value(values).shape[-1]))
         new.meta["val"] = seen
         if cleaned:  # whatever a kernel makes of a query that sees nothing

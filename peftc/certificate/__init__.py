@@ -43,7 +43,7 @@ def refuse_what_the_model_refuses(subject: Subject) -> None:
     """Raises CaptureError where the model as it came raises an error in the call: there is nothing to compare with."""
     try:
         run(subject.plain, subject.arguments)
-    except TimeoutError:
+    except (PeftcError, TimeoutError):
         raise
     except Exception as why:
         shapes = {n: list(v.shape) for n, v in subject.arguments.items() if isinstance(v, Tensor)}

@@ -23,7 +23,7 @@ def outputs_of(output: Any) -> Outputs:
     elif isinstance(output, (tuple, list)):
         named = {f"output {number}": value for number, value in enumerate(output)}
     else:
-        named = {}
+        named = vars(output) if hasattr(output, "__dict__") and not isinstance(output, Tensor) else {}
     found = {name: value for name, value in named.items() if is_numbers(value)}
     return found or {"output": main_output(output)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from peftc.capture.arguments import kind_of
+from peftc.capture.structures import UnknownStructureError, take_apart
+from peftc.errors import CaptureError
 from peftc.match.plan import HOME, Plan
 from peftc.quantised import quantised_in
 from peftc.runtime.merging import plain_model
@@ -139,10 +141,21 @@ def main_output(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    found = [
-        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
-    return next(leaf for leaf in found if leaf.dim())
+    for leaf in (*pytree.tree_leaves(output), *tensors_inside(output)):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim():
+            return leaf
+    raise CaptureError(
+        f"a {type(output).__name__} that a call gives has no tensor of numbers with an axis: nothing can be compared",
+        hint="check a module that gives its logits too",
+    )
+
+
+def tensors_inside(output: Any) -> list[Any]:
+    """The tensors of an object of a class that torch does not know as a structure."""
+    found: list[Any] = []
+    with suppress(UnknownStructureError):
+        take_apart(output, found)
+    return found
 
 
 def run(module: nn.Module, arguments: Mapping[str, Any]) -> Tensor:

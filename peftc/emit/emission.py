@@ -12,6 +12,7 @@ from torch import fx
 from peftc.capture.modes import MODE
 from peftc.emit.regions import Region, regions
 from peftc.emit.templates import Templates
+from peftc.graphs.shared_modules import SharedModules
 
 TEMPLATE = "peftc_template"  # keyword by which the outer function tells a block which of its forwards to run
 
@@ -31,26 +32,34 @@ class Emitted:
     blocks: Mapping[str, tuple[int, ...]]
 
 
-def emit(graph: fx.Graph, blocks: Mapping[str, int], templates: Templates, root: str = "") -> Emitted:
+def emit(
+    graph: fx.Graph, blocks: Mapping[str, int], templates: Templates, shared: SharedModules, root: str = ""
+) -> Emitted:
     """Generate the functions of a rewritten graph.
 
     Args:
         graph: state is read by full path.
         blocks: full path of every repeated block.
         templates: where generated functions are kept and shared.
+        shared: the modules of the model that have several paths.
         root: path of the module that will run the outer function.
     """
-    return Emission(graph, blocks, templates, root).run()
+    return Emission(graph, blocks, templates, shared, root).run()
 
 
 class Emission:
     """Builds the outer graph, block by block."""
 
-    def __init__(self, graph: fx.Graph, blocks: Mapping[str, int], templates: Templates, root: str) -> None:
-        self.graph, self.templates, self.root = graph, templates, root
-        inside = {
-            path: number for path, number in blocks.items() if path != root and below(path, root) is not None
-        }
+    def __init__(
+        self,
+        graph: fx.Graph,
+        blocks: Mapping[str, int],
+        templates: Templates,
+        shared: SharedModules,
+        root: str,
+    ) -> None:
+        self.graph, self.templates, self.shared, self.root = graph, templates, shared, root
+        inside = {path: number for path, number in blocks.items() if shared.below(path, root)}
         self.assigned, self.order = regions(graph, inside)
         self.outer = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
@@ -83,7 +92,7 @@ class Emission:
         """A node's counterpart in the outer graph; state is read where it is first needed."""
         if node.op == "get_attr":
             target = str(node.target)
-            path = target if target == MODE else below(target, self.root)
+            path = target if target == MODE else self.shared.below(target, self.root)
             assert path is not None, f"{target} lies outside of {self.root}"
             if path not in self.state:
                 self.state[path] = self.outer.get_attr(path)
@@ -97,7 +106,7 @@ class Emission:
         for node in nodes:
             for source in node.all_input_nodes:
                 own = source.op == "get_attr" and (
-                    source.target == MODE or below(str(source.target), path) is not None
+                    source.target == MODE or self.shared.below(str(source.target), path) is not None
                 )
                 if source not in inside and source not in inputs and not own:
                     inputs.append(source)
@@ -109,7 +118,7 @@ class Emission:
         def within(source: fx.Node) -> fx.Node:
             if source not in env:
                 target = str(source.target)
-                relative = target if target == MODE else below(target, path)
+                relative = target if target == MODE else self.shared.below(target, path)
                 assert source.op == "get_attr"
                 assert relative is not None
                 env[source] = body.get_attr(relative)
@@ -120,7 +129,7 @@ class Emission:
         body.output(env[outputs[0]] if len(outputs) == 1 else tuple(env[node] for node in outputs))
         number = self.templates.number(body, path)
         self.used.setdefault(path, []).append(number)
-        relative = below(path, self.root)
+        relative = self.shared.below(path, self.root)
         assert relative is not None
         call = self.outer.call_module(relative, tuple(map(self.outside, inputs)), {TEMPLATE: number})
         if len(outputs) == 1:
@@ -128,13 +137,6 @@ class Emission:
             return
         for position, node in enumerate(outputs):
             self.env[node] = self.outer.call_function(operator.getitem, (call, position))
-
-
-def below(path: str, root: str) -> str | None:
-    """`path` as seen from `root`; None where it does not lie below it."""
-    if not root:
-        return path
-    return path[len(root) + 1 :] if path.startswith(f"{root}.") else None
 
 
 __all__ = ["TEMPLATE", "Emitted", "emit"]

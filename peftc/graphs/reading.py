@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 STATE = "peftc_state"  # meta of get_attr nodes: "parameter", "buffer" or a kind of constant
 MODULES = "peftc_modules"  # meta of calls: (path, call) of the modules around them
+AUTOCAST = "peftc_autocast"  # meta of calls: regions of torch.autocast around them, outermost first
 CONSTANT = (
     "peftc_constant"  # meta of get_attr nodes: the tensor itself, of small constants of the model's code
 )
@@ -121,6 +122,11 @@ def module_stack(node: fx.Node) -> tuple[tuple[str, str], ...]:
     """(path, call) of every module around a node, outermost first."""
     stack: tuple[tuple[str, str], ...] = node.meta.get(MODULES, ())
     return stack
+
+
+def place(node: fx.Node) -> dict[str, Any]:
+    """The metadata of a call in the same place of the model's code as a node: modules and autocast around it."""
+    return {MODULES: module_stack(node)} | {key: node.meta[key] for key in (AUTOCAST,) if key in node.meta}
 
 
 def module_path(node: fx.Node) -> str:

@@ -44,7 +44,7 @@ from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import WEIGHTED, leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.match.training import trained_already, training
-from peftc.match.unfound import unfound
+from peftc.match.unfound import asks_for_attention, unfound
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
 
@@ -57,6 +57,7 @@ def make_plan(
     root: nn.Module,
     defaults: Iterable[Bound] = (),
     budget: int | None = None,
+    unread: Iterable[str] = (),
 ) -> Plan:
     """Match rules to the sites of a model.
 
@@ -64,6 +65,7 @@ def make_plan(
         bounds: the rules the user asked for.
         defaults: rules that act unless told otherwise; one that matches nothing is no error.
         budget: largest number of new parameters; the model's own number (at least 50 million) if None.
+        unread: what is to be said of attentions that were not read as such.
 
     Raises:
         UnknownPartError: a part that no site of this model has.
@@ -91,6 +93,7 @@ def make_plan(
     notes += [f"{bound.label} was trained before and stays as it is" for bound in rules if bound.kept]
     notes += [note for bound in rules if not bound.kept for note in of_training(bound, matcher.applications)]
     notes += unfound(bounds, analysis)
+    notes += unread if any(asks_for_attention(bound) for bound in bounds) else ()
     notes += of_quantised(came, matcher.applications, sizes)
     if analysis.unread:
         notes.append(f"no output depends on {', '.join(analysis.unread)}: left as it is")

@@ -29,6 +29,22 @@ def unfound(bounds: Iterable[Bound], analysis: Analysis) -> Iterator[str]:
         yield f"attention {ids[0]}{more}: no {parts} was found, since {' and '.join(reasons)}"
 
 
+def asks_for_attention(bound: Bound) -> bool:
+    """Whether a rule goes to attentions, to parts of them, or to the sums behind them."""
+    if bound.kept:
+        return False
+    for section in bound.rule.sections:
+        chosen = bound.parts_of(section)
+        if bound.wants(section) and is_on(bound.rule, section, bound.options):
+            if "attention" in section.match.role:
+                return True
+            if "residual" in section.match.role and (
+                not chosen or any(each.accepts("residual", "attention") for each in chosen)
+            ):
+                return True
+    return any(asks(bound, part, scope) for part in "qkvo" for scope in ("", "encoder", "decoder", "cross"))
+
+
 def asks(bound: Bound, part: str, scope: str) -> bool:
     """Whether a rule goes to linear maps of a part as such: one that goes to all has those of no part too."""
     for section in bound.rule.sections:

@@ -95,7 +95,7 @@ def beside(root: nn.Module, path: str) -> QuantisedWeight | None:
     owner, _, name = path.rpartition(".")
     held = root.get_submodule(owner)
     for step in (HOME, QUANTISED, name):
-        inner = dict(held.named_children()).get(step)
+        inner = child_of(held, step)
         if inner is None:
             return None
         held = inner
@@ -163,9 +163,14 @@ def home(root: nn.Module, path: str) -> nn.Module:
     """The module at a path, made of empty modules, in the mode of those around them, where it is not there yet."""
     module = root
     for name in path.split("."):
-        child = dict(module.named_children()).get(name)
+        child = child_of(module, name)
         if child is None:
             child = nn.Module().train(module.training)
             module.add_module(name, child)
         module = child
     return module
+
+
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """A module's child of a name; one that it has by several names, by any of them."""
+    return module._modules.get(name)  # noqa: SLF001 - named_children() gives each child once

@@ -26,7 +26,7 @@ from peftc.analyse import (
     between,
 )
 from peftc.graphs import operations
-from peftc.graphs.reading import ADDED, MODULES, STATE, module_stack, shape, value
+from peftc.graphs.reading import ADDED, STATE, place, shape, value
 from peftc.lang import ANY, Axes, Bound, Parameter, Scope, Section, Term, signature
 from peftc.lang.roles import ROLES
 from peftc.lang.scope import expressions
@@ -79,7 +79,7 @@ class Rewriter:
         site = application.site
         anchor = self.moved[use.anchor]
         name = f"{(site.path or 'model').replace('.', '_')}__{application.rule}"
-        meta = {MODULES: module_stack(anchor), ADDED: (application.rule, site.id)}
+        meta = {**place(anchor), ADDED: (application.rule, site.id)}
         backend = backend_for(self.graph, name, meta, site, self.form(use))
         told = signature(section, site.role, site.stack)
         ports = {port: self.in_copy(at) for port, at in use.ports.items()}
@@ -199,7 +199,8 @@ class Rewriter:
         at = next(ports[port] for port in ("tokens", "h", "x", "q", "y") if port in ports)
         held = backend.make(operations.all_tokens, at.source) if told is None else told.held
         # By what the model itself has there: what rules made has no size before it runs.
-        count = 0 if ROLES[site.role].grows else self.fronts.get(str(value(at.node).shape[1]), 0)
+        lengths = () if ROLES[site.role].grows else value(at.node).shape[1:2]
+        count = max((self.fronts.get(str(length), 0) for length in lengths), default=0)
         return backend.make(operations.without_first, held, count) if count else held
 
     def write(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from peftc.graphs.shared_modules import splits
 from peftc.match.plan import NewParameter, Plan
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME, home
@@ -160,15 +161,15 @@ def nearest(root: nn.Module, path: str) -> Tensor:
 
 def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule]) -> None:
     """Turn the root, its blocks and every module on the way to a site or a quantised weight into generated subclasses."""
-    paths = {""} | set(engine.blocks)
+    first = engine.shared_modules.first
+    paths = {"", *map(first, engine.blocks)}
     for path, module in root.named_modules():
         if path not in paths:
             warn_of_hooks(module, path)
     owners = [path.rpartition(".")[0] for path in quantised_in(root)]
-    for owner in (*owners, *(application.site.path for application in plan.applications)):
-        parts = owner.split(".")
-        paths |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-    adopted: set[int] = set()
+    sites = [application.site.path for application in plan.applications]
+    for owner in (each for path in (*owners, *sites) for each in engine.shared_modules.all(path)):
+        paths |= {first(head) for head, _ in splits(owner)}
     for path in sorted(paths):
         try:
             module = root.get_submodule(path)
@@ -176,9 +177,6 @@ def adopt(root: nn.Module, plan: Plan, engine: Engine, kind: type[CompiledModule
             continue  # a site that is a parameter, not a module
         if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
             continue
-        if id(module) in adopted:  # a child of several modules is one, by the first of its paths
-            continue
-        adopted.add(id(module))
         engine.enrol(path, module)
         module.__class__ = generated_class(type(module), None if path else kind)
         object.__setattr__(module, "_peftc", engine)

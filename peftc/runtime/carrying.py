@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peftc.errors import CaptureError
 from peftc.lang import Bound
@@ -39,8 +39,7 @@ def put_over(compiled: nn.Module, base: nn.Module) -> None:
     plan: Plan = base.peftc_plan  # type: ignore[assignment]
     learned = {*(parameter.path for parameter in plan.new_parameters), *plan.trained}
     packed = {name for name, _ in base.named_buffers() if any(name.startswith(each) for each in homes(base))}
-    own = dict(compiled.named_parameters(remove_duplicate=False)) | dict(compiled.named_buffers())
-    held = dict(base.named_parameters(remove_duplicate=False)) | dict(base.named_buffers())
+    own, held = tensors_of(compiled), tensors_of(base)
     for name in (*learned, *packed):
         if name not in own or own[name].shape != held[name].shape:
             message = f"{name} of the adapter that the model carries has no place here"
@@ -50,6 +49,12 @@ def put_over(compiled: nn.Module, base: nn.Module) -> None:
     with torch.no_grad():
         for name in (*learned, *packed):
             own[name].copy_(held[name])
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, by each of its paths."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def homes(root: nn.Module) -> list[str]:

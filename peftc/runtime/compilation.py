@@ -115,7 +115,8 @@ def look(
     call, mode, (program, constants, records) = capture_example(model, example_inputs, passes)
     analysis = analyse(program.graph, model)
     try:
-        plan = make_plan(bounds, analysis, model, defaults, budget)
+        unread = unread_attention(records, program.graph)
+        plan = make_plan(bounds, analysis, model, defaults, budget, unread)
     except (UnknownPartError, NoMatchError) as error:
         if all(site.role != "attention" for site in analysis.sites):
             error.detail += unread_attention(records)

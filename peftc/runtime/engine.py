@@ -32,8 +32,10 @@ from peftc.capture.signature import (
 )
 from peftc.emit import Emitted, Templates, emit
 from peftc.errors import BranchError, ProgramError
+from peftc.graphs.autocasting import enter_regions
 from peftc.graphs.effects import Kept, written
 from peftc.graphs.program import Program
+from peftc.graphs.shared_modules import SharedModules
 from peftc.graphs.verifying import verify
 from peftc.match.later import unplanned
 from peftc.match.plan import Plan
@@ -103,6 +105,7 @@ class Engine:
         self, root: nn.Module, plan: Plan, blocks: Mapping[str, int], passes: PassSettings = AS_MADE
     ) -> None:
         self.root, self.plan, self.blocks, self.passes = root, plan, blocks, passes
+        self.shared_modules = SharedModules(root)
         self.schedules = Schedules(plan)
         self.growth = growth_of(plan, root)
         self.folds = Folds(root, plan)
@@ -243,7 +246,13 @@ class Engine:
             module = self.root.get_submodule(path)
             with self.plain_classes():
                 program, constants, records = capture(
-                    module, call, path, exact=exact, answers=answers, settings=self.passes
+                    module,
+                    call,
+                    path,
+                    shared=self.shared_modules,
+                    exact=exact,
+                    answers=answers,
+                    settings=self.passes,
                 )
             after = (path, state, self.mode(path, module), *key[3:])
             # A first call may write to the config: then both keys have this program.
@@ -356,8 +365,9 @@ class Engine:
                 folded=folded,
             )
         bind(graph, quantised_in(self.root))
+        enter_regions(graph)
         verify(graph)
-        emitted = emit(graph, self.blocks, self.templates, program.root)
+        emitted = emit(graph, self.blocks, self.templates, self.shared_modules, program.root)
         undone = written(program.graph, before_a_branch=True) if program.answers else ()
         return Entry(
             program, analysis, graph, emitted, records, state=state, continued=continued, undone=undone

@@ -234,8 +234,11 @@ def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[
         statistics = {name: held.get_buffer(name) for name in held.statistics}
         if path in given:
             codes, statistics = held.repacked(given.pop(path))
-        around, _, name = owner_path.rpartition(".")
-        setattr(model.get_submodule(around), name, as_loaded(owner, held, codes, statistics))
+        loaded = as_loaded(owner, held, codes, statistics)
+        for around in list(model.modules()):  # a module may be a child of several
+            for name, child in around._modules.items():  # noqa: SLF001 - nn.Module has no other way
+                if child is owner:
+                    setattr(around, name, loaded)
 
 
 def copy_of(root: nn.Module, memo: dict[int, object]) -> nn.Module:

@@ -138,7 +138,7 @@ def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def hand_programs(engine: Engine, made: Engine, root: nn.Module) -> None:
     """Let the smaller module have the programs that were captured already, and the tensors that they lifted out."""
     if hasattr(root, CONSTANTS):
-        made.keep_constants(dict(root.get_submodule(CONSTANTS).named_buffers()))
+        made.keep_constants(dict(root.get_submodule(CONSTANTS).named_buffers(remove_duplicate=False)))
     keys: dict[int, set[tuple[object, ...]]] = {}
     for key, entries in engine.programs.items():
         for entry in entries:

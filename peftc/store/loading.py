@@ -56,7 +56,8 @@ def load_adapter(
 
 def refuse_missing_sites(record: Record, model: nn.Module, folder: Path) -> None:
     """Raise ForeignAdapterError naming the first stored site whose module the model lacks, if there is one."""
-    paths = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    paths = modules | {name for name, _ in model.named_parameters(remove_duplicate=False)}
     sites = dict.fromkeys(each.content["site"] for each in record.applications)
     missing = [site for site in sites if site.rpartition(":")[0] not in paths]
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import peftc
 from peftc.certificate.gradients import gradients_reach, loss_of
 from peftc.certificate.outputs import difference, outputs_of
 from peftc.certificate.properties import adapters_off
-from peftc.certificate.subject import examined
+from peftc.certificate.subject import examined, main_output
 from peftc.rewrite import without_adapters
 from peftc.runtime import engine as engines
 from tests.certificate.breaking import named
@@ -111,3 +112,31 @@ def test_an_output_that_is_no_number_leaves_the_others_their_gradients() -> None
     gradient = model.weight.grad
     assert gradient is not None
     assert bool(gradient.isfinite().all())
+
+
+@dataclass
+class Told:
+    """An output of a class that torch does not know as a structure."""
+
+    text: str
+    values: Tensor
+
+
+class Telling(Two):
+    """It gives one output, in an object."""
+
+    def forward(self, x: Tensor) -> Told:
+        return Told("values", self.two(self.one(x).tanh()))
+
+
+def test_an_output_in_an_object_is_examined() -> None:
+    compiled = peftc.compile(Telling(), RULE, given()).eval()
+    with examined(compiled, given()) as subject:
+        assert outputs_of(subject.plain(**given())).keys() == {"values"}
+        assert main_output(subject.plain(**given())).shape == (2, 5, 6)
+        assert adapters_off(subject).verdict == "pass"
+
+
+def test_an_output_without_numbers_is_not_blamed_on_the_model() -> None:
+    with pytest.raises(peftc.errors.CaptureError, match="a str that a call gives has no tensor of numbers"):
+        main_output("nothing")

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 import peftc
-from peftc.certificate.visibility import visibility
+from peftc.certificate.subject import examined
+from peftc.certificate.visibility import CLEAR, between_tokens, depends, visibility
 from peftc.graphs.reading import is_attention, is_call
 from tests.certificate.breaking import broken, is_not, masked_by, named
 from tests.models import bert, llama, mistral, tokens
@@ -165,3 +167,35 @@ def test_a_call_of_a_size_that_has_no_program_yet_is_captured() -> None:
     finding = named(compiled, visibility, **given)
     assert finding.verdict == "pass"
     assert "pairs of output and token" in finding.detail
+
+
+class Sharp(nn.Module):
+    """A causal attention whose weights are almost all on one key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.q, self.k, self.v, self.h = (
+            nn.Embedding(30, 16),
+            *(nn.Linear(16, size) for size in (16, 16, 16, 30)),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        q, k, v = (each(x).unsqueeze(1) for each in (self.q, self.k, self.v))
+        gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.h(x + gathered.squeeze(1))
+        return out
+
+
+def test_a_token_without_weight_in_a_sharp_softmax_is_not_hidden() -> None:
+    torch.manual_seed(0)
+    given = {"input_ids": torch.randint(0, 30, (2, 8))}
+    compiled = peftc.compile(Sharp().eval(), ["lora:q,k"], given).eval()
+    with examined(compiled, given) as subject:
+        for name, parameter in compiled.named_parameters():
+            if name.endswith((".A", ".B")):
+                parameter.data.mul_(4)
+        tokens = between_tokens(subject)
+        assert not isinstance(tokens, str)
+        assert bool((depends(tokens[0], CLEAR) & ~depends(tokens[1])).any())
+        assert visibility(subject).verdict == "pass"

@@ -62,3 +62,42 @@ def test_attentions_that_lack_the_same_share_a_note() -> None:
 def test_a_map_in_no_part_says_what_reads_it() -> None:
     (site,) = (each for each in peftc.sites(Summed(), GIVEN) if each.role == "linear" and not each.part)
     assert (site.path, site.evidence) == ("v", "no part of an attention or a network: read by cumsum")
+
+
+class OverQueries(nn.Module):
+    """An attention whose weights sum to one over the queries: none that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (heads(self.k(x)) @ heads(self.q(x)).mT).softmax(-2).mT
+        return x + self.o((weights @ heads(self.v(x))).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Routed(nn.Module):
+    """Two networks, weighed by a softmax that is none of an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.one, self.other = (nn.Linear(WIDTH, size) for size in (2, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.router(x).softmax(-1).split(1, -1)
+        return x + one * self.one(x) + other * self.other(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_said"),
+    [("prefix:2", True), ("lora:q,k", True), ("lora:attention", True), ("lora:all-linear", False)],
+)
+def test_an_attention_that_was_not_read_is_noted_where_a_rule_asks_for_attentions(
+    rule: str, is_said: bool
+) -> None:
+    model = nn.Sequential(Summed(), OverQueries(), Routed())
+    plan = peftc.plan(model, [rule], {"input": GIVEN["x"]})
+    said = [note for note in plan.notes if note.startswith("not read as attention")]
+    want = "not read as attention: softmax in 1: not over the last axis"
+    assert said == ([want] if is_said else [])
+    assert (f"note: {want}" in str(peftc.explain(plan))) == is_said

@@ -130,7 +130,7 @@ class Einsums(nn.Module):
 
 
 def test_einsums() -> None:
-    compiled = same_as_moved(Einsums().eval(), "lora:all-linear", {"x": torch.randn(2, 4, 6)})
+    compiled = same_as_moved(Einsums().eval(), "lora:all-linear,head", {"x": torch.randn(2, 4, 6)})
     sizes = {
         each.site.weights["W"]: (each.site.sizes["d_in"], each.site.sizes["d_out"])
         for each in compiled.peftc_plan.applications

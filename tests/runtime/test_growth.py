@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import peftc
 from peftc.errors import ProgramError
 from peftc.runtime.filler import filler_of
 from peftc.runtime.growth import SOURCE, TARGET, UNTRAINED, Growth
-from tests.models import bert
+from tests.models import bert, tokens
 
 ROWS, FILLER = 2, 7
 IDS = torch.tensor([[11, 12, 13], [14, 15, 16]])
@@ -175,3 +177,11 @@ def test_the_filler_means_nothing_special() -> None:
     model.config.bos_token_id, model.config.eos_token_id = 1, [2, 4]
     assert filler_of(model) == 3
     assert filler_of(nn.Embedding(5, 2, padding_idx=0)) == 1
+
+
+def test_a_call_that_grows_is_traced_without_a_warning() -> None:
+    compiled = peftc.compile(bert(), ["prompt:2"], {"input_ids": tokens()}, defaults=False).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.compile(compiled, backend="eager", fullgraph=True)(input_ids=tokens())
+    assert not [str(each.message) for each in caught if "lru_cache" in str(each.message)]

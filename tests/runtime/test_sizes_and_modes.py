@@ -142,3 +142,25 @@ def test_torch_compile_follows_the_mode_of_a_part() -> None:
         assert not torch.allclose(fast(tokens()).logits, still)
         compiled.eval()
         torch.testing.assert_close(fast(tokens()).logits, still)
+
+
+class Plain(nn.Module):
+    """A stream of numbers without an axis of tokens, or with any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.d, self.h = nn.Linear(6, 12), nn.Linear(12, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.h(x + self.d(torch.relu(self.u(x))))
+        return out
+
+
+@pytest.mark.parametrize("rule", ["lora:ffn(rank=2)", "bottleneck", "ia3"])
+def test_an_input_may_have_no_axis_but_its_own(rule: str) -> None:
+    one, two = torch.randn(6), torch.randn(2, 6)
+    for given in (one, two):
+        compiled = peftc.compile(Plain().eval(), [rule], {"x": given}).eval()
+        randomise(compiled)
+        torch.testing.assert_close(compiled(two)[0], compiled(two[0]))
+        assert compiled(one).shape == (3,)
