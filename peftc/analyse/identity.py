@@ -43,9 +43,14 @@ def place(site: Site) -> tuple[str, str]:
 def is_one(one: Site, other: Site) -> bool:
     """Whether two sites of one id are one. What a call does not show, as the keys that a cache has, tells nothing."""
     if one.role in WEIGHTED:
-        return one.weights["W"] == other.weights["W"]
+        return matrix_of(one) == matrix_of(other)
     shown = one.made_of.keys() & other.made_of.keys()
     return all(meet(one.made_of[part], other.made_of[part]) for part in shown)
+
+
+def matrix_of(site: Site) -> tuple[object, object]:
+    """The weight of a site, and how it is stored: turned over, it is another matrix, with other inputs and outputs."""
+    return site.weights["W"], site.stored.get("W")
 
 
 def meet(some: Iterable[Origin], others: Collection[Origin]) -> bool:

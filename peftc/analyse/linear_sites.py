@@ -10,6 +10,7 @@ from torch import fx, nn
 from peftc.analyse.channels import MOVES
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.findings import Findings
+from peftc.analyse.identity import matrix_of
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.numbering import rows_of
 from peftc.analyse.outputs import is_given
@@ -120,9 +121,9 @@ def one_part_each(found: list[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
     """Linear sites whose weight plays other parts in other places play the first of them in all: they are one site."""
     parts: dict[object, dict[fx.Node, list[str]]] = {}
     for site, use in found:
-        parts.setdefault((site.weights["W"], site.rows), {}).setdefault(use.anchor, []).append(site.part)
+        parts.setdefault((*matrix_of(site), site.rows), {}).setdefault(use.anchor, []).append(site.part)
     for site, use in found:
-        by_node = parts[site.weights["W"], site.rows]
+        by_node = parts[*matrix_of(site), site.rows]
         own, first = by_node[use.anchor], next(iter(by_node.values()))[0]
         if all(each == own for each in by_node.values()):
             yield site, use

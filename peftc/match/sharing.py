@@ -20,10 +20,11 @@ def tied(sites: Sequence[Site]) -> Mapping[Site, str]:
     groups: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
         if site.role in WEIGHTED:
-            groups.setdefault((site.role, site.weights["W"], site.rows), []).append(site)
+            groups.setdefault((site.role, site.rows, site.weights["W"], site.stored.get("W")), []).append(site)
+    turned = {key[:3] for key in groups if key[3]} & {key[:3] for key in groups if not key[3]}
     return {
-        site: f"tied {site.weights['W']}"
-        for group in groups.values()
+        site: f"tied {site.weights['W']}" + (" turned" if key[:3] in turned and key[3] else "")
+        for key, group in groups.items()
         if len({site.path for site in group}) > 1
         for site in group
     }
@@ -118,7 +119,9 @@ def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
 
 def reads(other: Site, site: Site, port: str) -> bool:
     """Whether another site reads what an edit changes of a weight: the same weight, and channels of it that overlap."""
-    one, two = (("linear" if each.role == "head" else each.role, each.path) for each in (other, site))
+    one, two = (
+        ("linear" if each.role == "head" else each.role, each.path, each.stored.get("W")) for each in (other, site)
+    )
     aside = other.role == "tensor" or ROLES[other.role].grows  # they name a weight that another site reads
     if one == two or aside or site.weights[port] not in other.weights.values():
         return False
