@@ -111,7 +111,8 @@ class Heads:
         self.graph, self.projections, self.order = graph, projections, order
         self.known: dict[fx.Node, frozenset[fx.Node] | None] = {}
         for node, each in projections.items():
-            hidden = block_of(node, blocks) is not None or node in others
+            stacked = bool(each.matrix.count)  # experts: rows find their own matrices
+            hidden = stacked or block_of(node, blocks) is not None or node in others
             self.known[node] = self.known[each.result] = None if hidden else frozenset((node,))
         for node in graph.nodes:  # in order: sources come first
             if node not in self.known:
