@@ -43,14 +43,9 @@ def place(site: Site) -> tuple[str, str]:
 def is_one(one: Site, other: Site) -> bool:
     """Whether two sites of one id are one. What a call does not show, as the keys that a cache has, tells nothing."""
     if one.role in WEIGHTED:
-        return matrix_of(one) == matrix_of(other)
+        return one.matrix == other.matrix
     shown = one.made_of.keys() & other.made_of.keys()
     return all(meet(one.made_of[part], other.made_of[part]) for part in shown)
-
-
-def matrix_of(site: Site) -> tuple[object, object]:
-    """The weight of a site, and how it is stored: turned over, it is another matrix, with other inputs and outputs."""
-    return site.weights["W"], site.stored.get("W")
 
 
 def meet(some: Iterable[Origin], others: Collection[Origin]) -> bool:
@@ -82,6 +77,11 @@ def proposed(sites: Sequence[Site]) -> Iterator[list[str]]:
         ways = ways_to([each[part][0][0] for each in told], sites[0].path)
         for count in range(1, max(map(len, ways)) + 1):
             yield [".".join(way[:count]) for way in ways]
+        if part == "W" and len({each.stored.get("W") for each in sites}) > 1:
+            yield [
+                f"{way[0]}_turned" if site.stored.get("W") else way[0]
+                for site, way in zip(sites, ways, strict=True)
+            ]
     for part in parts:  # of one weight, but other rows of it
         ways = ways_to([each[part][0][0] for each in told], sites[0].path)
         firsts = [(each[part][0][1] or ((0, 0),))[0][0] for each in told]

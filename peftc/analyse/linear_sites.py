@@ -10,7 +10,6 @@ from torch import fx, nn
 from peftc.analyse.channels import MOVES
 from peftc.analyse.convolutions import GROUPS, convolutions
 from peftc.analyse.findings import Findings
-from peftc.analyse.identity import matrix_of
 from peftc.analyse.matrices import EXPERTS
 from peftc.analyse.numbering import rows_of
 from peftc.analyse.outputs import is_given
@@ -121,9 +120,9 @@ def one_part_each(found: list[tuple[Site, Use]]) -> Iterator[tuple[Site, Use]]:
     """Linear sites whose weight plays other parts in other places play the first of them in all: they are one site."""
     parts: dict[object, dict[fx.Node, list[str]]] = {}
     for site, use in found:
-        parts.setdefault((*matrix_of(site), site.rows), {}).setdefault(use.anchor, []).append(site.part)
+        parts.setdefault((site.matrix, site.rows), {}).setdefault(use.anchor, []).append(site.part)
     for site, use in found:
-        by_node = parts[*matrix_of(site), site.rows]
+        by_node = parts[site.matrix, site.rows]
         own, first = by_node[use.anchor], next(iter(by_node.values()))[0]
         if all(each == own for each in by_node.values()):
             yield site, use

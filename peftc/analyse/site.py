@@ -66,6 +66,11 @@ class Site:
         return tuple(self.stored.get(port, (self.stack, *own) if self.stack else own))
 
     @property
+    def matrix(self) -> tuple[str | None, tuple[str, ...] | None]:
+        """Its weight, and how that is stored: turned over, it is another matrix, of other inputs and outputs."""
+        return self.weights.get("W"), self.stored.get("W")
+
+    @property
     def id(self) -> str:
         """Stable name: module path, the weight's own name where that is needed, role and part.
 

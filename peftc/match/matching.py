@@ -216,13 +216,13 @@ class Matcher:
         """Why a section has acted here under another part's name, or None: one product may be keys and values at once."""
         if site.role not in WEIGHTED:
             return None
-        own = (site.role, site.path, site.weights["W"], site.rows)
+        own = (site.role, site.path, site.matrix, site.rows)
         for each in self.applications:
             other = each.site
             if (each.rule, each.section) == by and own == (
                 other.role,
                 other.path,
-                other.weights.get("W"),
+                other.matrix,
                 other.rows,
             ):
                 return f"it is the product of {other.id}, changed there"

@@ -20,14 +20,14 @@ def tied(sites: Sequence[Site]) -> Mapping[Site, str]:
     groups: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
         if site.role in WEIGHTED:
-            groups.setdefault((site.role, site.rows, site.weights["W"], site.stored.get("W")), []).append(site)
-    turned = {key[:3] for key in groups if key[3]} & {key[:3] for key in groups if not key[3]}
-    return {
-        site: f"tied {site.weights['W']}" + (" turned" if key[:3] in turned and key[3] else "")
-        for key, group in groups.items()
-        if len({site.path for site in group}) > 1
-        for site in group
-    }
+            groups.setdefault((site.role, site.matrix, site.rows), []).append(site)
+    found: dict[Site, str] = {}
+    for group in groups.values():
+        weight, stored = group[0].matrix
+        also = any(each.matrix != (weight, stored) and each.matrix[0] == weight for each in sites)
+        if len({site.path for site in group}) > 1:
+            found |= dict.fromkeys(group, f"tied {weight}" + (" turned" if also and stored else ""))
+    return found
 
 
 def shared(bound: Bound, number: int, site: Site, name: str, parameter: Parameter, tie: str = "") -> str:
@@ -120,7 +120,7 @@ def leaks(plan: Plan) -> Iterator[tuple[Application, Site]]:
 def reads(other: Site, site: Site, port: str) -> bool:
     """Whether another site reads what an edit changes of a weight: the same weight, and channels of it that overlap."""
     one, two = (
-        ("linear" if each.role == "head" else each.role, each.path, each.stored.get("W")) for each in (other, site)
+        ("linear" if each.role == "head" else each.role, each.path, each.matrix[1]) for each in (other, site)
     )
     aside = other.role == "tensor" or ROLES[other.role].grows  # they name a weight that another site reads
     if one == two or aside or site.weights[port] not in other.weights.values():

@@ -25,7 +25,7 @@ def locate(analysis: Analysis, application: Application, root: str) -> Located |
                 return Located(site, located.uses)
     if site.role == "linear":
         for located in analysis.located:
-            if located.site.role == "linear" and located.site.weights["W"] == site.weights["W"]:
+            if located.site.role == "linear" and located.site.matrix == site.matrix:
                 if located.site.rows == site.rows:
                     return Located(site, located.uses)
                 if all(use.rows == located.site.rows for use in located.uses):  # of a product with all of it
