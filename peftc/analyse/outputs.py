@@ -147,7 +147,18 @@ class Heads:
         held = list(dict.fromkeys(side for side in sides if side))
         if is_call(node, *PRODUCTS) and len(held) > 1:
             return None  # one of them is a gate, or chooses
+        if (
+            held
+            and is_call(node, *PRODUCTS)
+            and any(self.is_let_through(each, node) for each in node.all_input_nodes)
+        ):
+            return None
         return NOTHING.union(*held) if held else NOTHING
+
+    def is_let_through(self, side: fx.Node, product: fx.Node) -> bool:
+        """Whether a side of a product is what the call gives, number by number: the other is its gate. No mask of tokens."""
+        given = self.known[side] is NOTHING and is_tensor(side) and not is_parameter(side)
+        return given and bool(shape(side)) and shape(side)[-1] == shape(product)[-1] != 1
 
     def follows(self, node: fx.Node) -> bool:
         """Whether an operator may be behind a head."""

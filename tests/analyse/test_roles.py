@@ -248,7 +248,7 @@ def test_parts_that_a_model_has_not_are_refused() -> None:
 
 
 class Capped(nn.Module):
-    """Scores over a vocabulary, scaled or capped by a tanh between a quotient and a product; or only bent by one."""
+    """Scores over a vocabulary, scaled, capped by a tanh between a quotient and a product, or bent by one."""
 
     shift: Tensor
 
@@ -267,8 +267,8 @@ class Capped(nn.Module):
     [
         (lambda y: 0.25 * y, "head"),
         (lambda y: 30.0 * torch.tanh(y / 30.0), "head"),
-        (torch.tanh, "other"),
-        (lambda y: 2.0 * torch.tanh(y), "other"),
+        (torch.tanh, "head"),
+        (lambda y: 2.0 * torch.tanh(y), "head"),
     ],
     ids=["scaled", "capped", "bent", "bent and scaled"],
 )
