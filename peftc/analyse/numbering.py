@@ -15,11 +15,16 @@ Layers = tuple[Tensor, ...]
 
 def channels_of(held: Mapping[fx.Node, Layers]) -> dict[fx.Node, Tensor]:
     """The numbers of the channels in some layers, of each origin, counting up."""
-    each = {
-        origin: torch.cat([layer[layer >= 0] for layer in layers]) % shape(origin)[-1]
-        for origin, layers in held.items()
-    }
-    return {origin: torch.unique(numbers) for origin, numbers in each.items() if len(numbers)}
+    found = {}
+    for origin, layers in held.items():
+        count = shape(origin)[-1]
+        met = torch.zeros(count + 1, dtype=torch.bool)  # the last stands for none
+        for layer in layers:
+            met[torch.where(layer < 0, count, layer % count).flatten()] = True
+        numbers = met[:count].nonzero().flatten()
+        if len(numbers):
+            found[origin] = numbers
+    return found
 
 
 def laid_all(pairs: Iterable[tuple[fx.Node, Layers]]) -> dict[fx.Node, Layers]:
