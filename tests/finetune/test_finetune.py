@@ -82,7 +82,9 @@ def test_train_then_predict(settings: Settings, quiet: Console) -> None:
 def test_a_resumed_run_ends_in_the_same_bits(
     rule: str, settings: Settings, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(settings, rules=(rule,), epochs=2, evaluate_every=4)  # in the middle of an epoch of 6 steps
+    settings = replace(
+        settings, rules=(rule,), epochs=2, evaluate_every=4
+    )  # in the middle of an epoch of 6 steps
     whole = finetune(replace(settings, out=settings.out.with_name("whole")), quiet)
 
     step_of: Any = AdapterTrainer.training_step
