@@ -8,60 +8,22 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from peftc.analyse.channels import MOVES, SPLITS, is_elementwise
+from peftc.analyse.norms import NORMS
 from peftc.analyse.projections import Projection
 from peftc.analyse.streams import is_residual
 from peftc.analyse.structure import block_of
 from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, shape
 
-NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
-MOVED = (
-    MOVES
-    | SPLITS
-    | {"getitem", "cat", "stack", "concat", "hstack", "vstack", "index", "gather", "index_select"}
+MOVED = MOVES | SPLITS | set("getitem cat stack concat hstack vstack index gather index_select".split())
+REDUCTIONS = "sum mean amax amin max min logsumexp prod std var norm linalg_vector_norm".split()
+CHOICES = "softmax _softmax log_softmax _log_softmax where masked_fill cumsum topk sort argmax".split()
+LOSSES = (
+    "cross_entropy_loss nll_loss nll_loss_nd nll_loss2d mse_loss l1_loss smooth_l1_loss huber_loss kl_div "
+    "binary_cross_entropy binary_cross_entropy_with_logits ctc_loss _ctc_loss multi_margin_loss "
+    "multilabel_margin_loss soft_margin_loss".split()
 )
-REDUCTIONS = frozenset(
-    (
-        "sum",
-        "mean",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "logsumexp",
-        "prod",
-        "std",
-        "var",
-        "norm",
-        "linalg_vector_norm",
-    )
-)
-CHOICES = frozenset(
-    (
-        "softmax",
-        "_softmax",
-        "log_softmax",
-        "_log_softmax",
-        "where",
-        "masked_fill",
-        "cumsum",
-        "topk",
-        "sort",
-        "argmax",
-    )
-)
-LOSSES = {
-    *("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss", "smooth_l1_loss"),
-    *(
-        "huber_loss",
-        "kl_div",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "ctc_loss",
-        "_ctc_loss",
-    ),
-    *("multi_margin_loss", "multilabel_margin_loss", "soft_margin_loss"),
-}
-COMPUTED = REDUCTIONS | CHOICES | LOSSES | set(NORMS)
+NORMED = (*NORMS, "native_layer_norm", "instance_norm")
+COMPUTED = {*REDUCTIONS, *CHOICES, *LOSSES, *NORMED}
 """What may be behind a head, besides functions of each number."""
 PRODUCTS = ("mul", "div")
 NOTHING: frozenset[fx.Node] = frozenset()
@@ -163,7 +125,7 @@ class Heads:
     def follows(self, node: fx.Node) -> bool:
         """Whether an operator may be behind a head."""
         name, sources = operator_name(node), node.all_input_nodes
-        if name in NORMS and any(map(is_parameter, sources)):
+        if name in NORMED and any(map(is_parameter, sources)):
             return False
         if is_residual(node, self.order):
             return False

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from peftc.capture.calls import made, replace_each, size_of
 from peftc.capture.equations import Equation, letters_of, operands_of, read
-from peftc.capture.products import made, picked, size_of
+from peftc.capture.products import picked
 from peftc.graphs.reading import is_parameter, is_pointwise, is_tensor, shape, value
 
 aten = torch.ops.aten
@@ -26,22 +28,22 @@ class SimplifyEinsums:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them."""
-        changed = 0
-        for node in list(graph.nodes):
-            told = letters_of(node)
-            if told is None:
-                continue
-            with graph.inserting_before(node):
-                last = two_by_two(graph, node, *told) if len(told[0]) > 2 else node
-                new = each_row(graph, last) or weighed(graph, last)
-            if new is None and last is node:
-                continue
-            node.replace_all_uses_with(new or last)
-            graph.erase_node(node)
-            if new is not None and last is not node:
-                graph.erase_node(last)
-            changed += 1
-        return changed
+        return replace_each(graph, simplified)
+
+
+def simplified(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """What stands for an einsum that is not in its simplest form."""
+    told = letters_of(node)
+    if told is None:
+        return None
+    last = two_by_two(graph, node, *told) if len(told[0]) > 2 else node
+    new = each_row(graph, last) or weighed(graph, last)
+    if last is node:
+        return new
+    if new is None:
+        return last
+    graph.erase_node(last)
+    return new
 
 
 def two_by_two(
@@ -109,27 +111,28 @@ class SpellEinsums:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them."""
-        changed, laid = 0, dict[Any, fx.Node]()
-        for node in list(graph.nodes):
-            found = read(node)
-            if found is None:
-                continue
-            x, weight, equation = found
-            spread = equation.spread
-            if spread is not None and is_of_a_stack(node, spread):
-                equation = spread
-            else:
-                spread = None
-            with graph.inserting_before(node):
-                # What several products read is laid out once: then it is seen that they read the same.
-                key = (x, spread is not None and shape(weight)[0], equation.order, len(equation.rows))
-                if key not in laid:
-                    laid[key] = rows_of(graph, node, x, equation, shape(weight)[0] if spread else 0)
-                new = product(graph, node, x, laid[key], weight, equation)
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        return replace_each(graph, partial(weight_product, {}))
+
+
+def weight_product(laid: dict[Any, fx.Node], graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The product with its weight that an einsum is.
+
+    Args:
+        laid: values that were laid out already. What several products read is laid out once: then it is seen that they
+            read the same.
+    """
+    found = read(node)
+    if found is None:
+        return None
+    x, weight, equation = found
+    spread = equation.spread
+    count = 0
+    if spread is not None and is_of_a_stack(node, spread):
+        equation, count = spread, shape(weight)[0]
+    key = (x, count, equation.order, len(equation.rows))
+    if key not in laid:
+        laid[key] = rows_of(graph, node, x, equation, count)
+    return product(graph, node, x, laid[key], weight, equation)
 
 
 @dataclass(frozen=True)
@@ -143,36 +146,31 @@ class SpellHeadProducts:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them."""
-        changed = 0
-        for node in list(graph.nodes):
-            told = operands_of(node)
-            if told is None or not all(is_tensor(each) and not is_parameter(each) for each in told[0]):
-                continue
-            (one, other), (left, right), out = told
-            of = Equation(left, right, out)
-            once = all(len(set(each)) == len(each) for each in (left, right, out))
-            if not once or (len(of.stack), len(of.summed), len(of.channels)) != (2, 1, 1):
-                continue
-            if len(right) != 4 or set(out) != {*of.stack, *of.rows, *of.channels}:
-                continue
-            rows = group_first(one, left, of)
-            if len(rows) not in (1, 2):
-                continue
-            with graph.inserting_before(node):
-                first = turned(graph, node, one, left, list(of.stack + rows + of.summed))
-                is_turned = right[-1] == of.summed  # as that of keys is
-                inner = of.channels + of.summed if is_turned else of.summed + of.channels
-                second = turned(graph, node, other, right, list(of.stack + inner))
-                if len(rows) == 2:
-                    second = made(graph, node, aten.unsqueeze.default, second, 2)
-                if is_turned:
-                    second = made(graph, node, aten.transpose.int, second, -1, -2)
-                y = made(graph, node, aten.matmul.default, first, second)
-                new = turned(graph, node, y, of.stack + rows + of.channels, list(out))
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        return replace_each(graph, head_product)
+
+
+def head_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The `matmul` for each row and head that an einsum is."""
+    told = operands_of(node)
+    if told is None or not all(is_tensor(each) and not is_parameter(each) for each in told[0]):
+        return None
+    (one, other), (left, right), out = told
+    of = Equation(left, right, out)
+    if not of.is_plain or (len(of.stack), len(of.summed), len(of.channels)) != (2, 1, 1):
+        return None
+    rows = group_first(one, left, of)
+    if len(right) != 4 or len(rows) not in (1, 2):
+        return None
+    first = turned(graph, node, one, left, list(of.stack + rows + of.summed))
+    is_turned = right[-1] == of.summed  # as that of keys is
+    inner = of.channels + of.summed if is_turned else of.summed + of.channels
+    second = turned(graph, node, other, right, list(of.stack + inner))
+    if len(rows) == 2:
+        second = made(graph, node, aten.unsqueeze.default, second, 2)
+    if is_turned:
+        second = made(graph, node, aten.transpose.int, second, -1, -2)
+    y = made(graph, node, aten.matmul.default, first, second)
+    return turned(graph, node, y, of.stack + rows + of.channels, list(out))
 
 
 def group_first(queries: fx.Node, letters: str, of: Equation) -> str:

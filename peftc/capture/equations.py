@@ -49,10 +49,14 @@ class Equation:
     @property
     def is_product(self) -> bool:
         """Whether it is one with a matrix, or with a stack of them, and nothing besides."""
-        once = all(len(set(each)) == len(each) for each in (self.x, self.weight, self.out))
-        kept = set(self.out) == {*self.stack, *self.rows, *self.channels}
         single = len(self.stack) <= 1 and (not self.stack or len(self.rows) >= 1)
-        return once and kept and single and bool(self.summed) and bool(self.channels)
+        return self.is_plain and single and bool(self.summed) and bool(self.channels)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no letter stands twice in one value, and what is not summed comes out: no diagonal and no lone sum."""
+        once = all(len(set(each)) == len(each) for each in (self.x, self.weight, self.out))
+        return once and set(self.out) == {*self.stack, *self.rows, *self.channels}
 
     @property
     def spread(self) -> Equation | None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from peftc.capture.calls import made, replace_each
 from peftc.graphs.reading import (
     BY_NUMBER,
     ancestors,
@@ -15,7 +16,6 @@ from peftc.graphs.reading import (
     is_call,
     is_parameter,
     is_tensor,
-    place,
     value,
 )
 
@@ -35,18 +35,13 @@ class SpellGathers:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them."""
-        changed = 0
-        for node in list(graph.nodes):
-            ids = ids_of(node)
-            if ids is None:
-                continue
-            with graph.inserting_before(node):
-                new = graph.call_function(torch.ops.aten.embedding.default, (node.args[0], ids))
-            new.meta = {"val": value(node), **place(node)}
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        return replace_each(graph, embedding)
+
+
+def embedding(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The look-up as such, for a node that is one."""
+    ids = ids_of(node)
+    return None if ids is None else made(graph, node, torch.ops.aten.embedding.default, node.args[0], ids)
 
 
 def ids_of(node: fx.Node) -> fx.Node | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from peftc.capture.products import made, size_of
+from peftc.capture.calls import made, replace_each, size_of
 from peftc.graphs.reading import is_call, is_parameter, is_tensor, shape, value
 
 aten = torch.ops.aten
@@ -23,22 +23,20 @@ class FlattenGroups:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace products of five axes."""
-        changed = 0
-        for node in list(graph.nodes):
-            if not is_grouped(node):
-                continue
-            left: Any = node.args[0]
-            right: Any = node.args[1]
-            groups, heads = shape(left)[1:3]
-            with graph.inserting_before(node):
-                one = made(graph, node, aten.flatten.using_ints, left, 1, 2)
-                other = repeated(graph, node, right, groups * heads, heads)
-                y = made(graph, node, aten.matmul.default, one, other)
-                new = made(graph, node, aten.unflatten.int, y, 1, [groups, heads])
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        return replace_each(graph, flat_product)
+
+
+def flat_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The product with one axis of heads, for one with heads by groups."""
+    if not is_grouped(node):
+        return None
+    left: Any = node.args[0]
+    right: Any = node.args[1]
+    groups, heads = shape(left)[1:3]
+    one = made(graph, node, aten.flatten.using_ints, left, 1, 2)
+    other = repeated(graph, node, right, groups * heads, heads)
+    y = made(graph, node, aten.matmul.default, one, other)
+    return made(graph, node, aten.unflatten.int, y, 1, [groups, heads])
 
 
 def is_grouped(node: fx.Node) -> bool:
@@ -58,13 +56,20 @@ def is_grouped(node: fx.Node) -> bool:
 
 def repeated(graph: fx.Graph, at: fx.Node, right: fx.Node, count: int, heads: int) -> fx.Node:
     """The right side with as many heads as the left, in the form in which models repeat those of keys."""
-    axes: Any = right.args[1:]
-    turned = is_call(right, "transpose") and {axis % 5 for axis in axes} == {3, 4}  # keys
-    source: Any = right.args[0] if turned else right
+    are_keys = turns(right)
+    source: Any = right.args[0] if are_keys else right
     wide = made(graph, at, aten.expand.default, source, [-1, -1, heads, -1, -1])
     sizes = [-1, count, size_of(graph, at, source, 3), size_of(graph, at, source, 4)]
     flat = made(graph, at, aten.reshape.default, wide, sizes)
-    return made(graph, at, aten.transpose.int, flat, -1, -2) if turned else flat
+    return made(graph, at, aten.transpose.int, flat, -1, -2) if are_keys else flat
+
+
+def turns(node: fx.Node) -> bool:
+    """Whether a node exchanges the last two axes of its input, as one of keys does."""
+    if not is_call(node, "transpose", "swapaxes"):
+        return is_call(node, "mT", "numpy_T") and value(node).dim() == 2
+    axes = value(node).dim()
+    return {int(axis) % axes for axis in node.args[1:3]} == {axes - 1, axes - 2}  # type: ignore[arg-type]
 
 
 def flat_heads(query: fx.Node) -> int | None:

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from peftc.capture.calls import made, replace_each
 from peftc.graphs.operations import numbered_linear
-from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, place, value
+from peftc.graphs.reading import is_call, is_parameter, is_tensor, operator_name, value
 
 aten = torch.ops.aten
 
@@ -22,30 +23,24 @@ class TurnLeftProducts:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them."""
-        changed = 0
-        for node in list(graph.nodes):
-            if (
-                not is_call(node, "matmul", "bmm")
-                or not is_tensor(node.args[0])
-                or not is_tensor(node.args[1])
-            ):
-                continue
-            weight, x = node.args[0], node.args[1]
-            alone = is_parameter(weight) and value(weight).dim() == 2 and value(x).dim() >= 3
-            if not alone and not (is_stack(weight) and value(x).dim() == 3 and not is_stack(x)):
-                continue
-            with graph.inserting_before(node):
-                rows = made(graph, node, aten.transpose.int, x, -1, -2)
-                if alone:
-                    product = made(graph, node, aten.linear.default, rows, weight)
-                else:
-                    turned = made(graph, node, aten.transpose.int, weight, -1, -2)
-                    product = made(graph, node, aten.bmm.default, rows, turned)
-                new = made(graph, node, aten.transpose.int, product, -1, -2)
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-            changed += 1
-        return changed
+        return replace_each(graph, right_product)
+
+
+def right_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A product with the weight on its right, for one that has it on its left."""
+    weight, x = node.args[:2] if is_call(node, "matmul", "bmm") else (None, None)
+    if not is_tensor(weight) or not is_tensor(x):
+        return None
+    alone = is_parameter(weight) and value(weight).dim() == 2 and value(x).dim() >= 3
+    if not alone and not (is_stack(weight) and value(x).dim() == 3 and not is_stack(x)):
+        return None
+    rows = made(graph, node, aten.transpose.int, x, -1, -2)
+    if alone:
+        product = made(graph, node, aten.linear.default, rows, weight)
+    else:
+        turned = made(graph, node, aten.transpose.int, weight, -1, -2)
+        product = made(graph, node, aten.bmm.default, rows, turned)
+    return made(graph, node, aten.transpose.int, product, -1, -2)
 
 
 @dataclass(frozen=True)
@@ -56,27 +51,25 @@ class NumberMatrices:
 
     def run(self, graph: fx.Graph) -> int:
         """Replace them: `bmm(x.unsqueeze(1), W[numbers])`, or `bmm(W[numbers], x.unsqueeze(2))`, squeezed again."""
-        changed = 0
-        for node in list(graph.nodes):
-            if not is_call(node, "bmm") or not all(map(is_tensor, node.args)):
-                continue
-            for at, axis in ((0, 1), (1, 2)):
-                x: Any = node.args[at]
-                found = picked(node.args[1 - at])
-                if found is None or value(x).shape[axis] != 1:
-                    continue
-                stack, numbers, turned = found
-                with graph.inserting_before(node):
-                    rows = made(graph, node, aten.squeeze.dim, x, axis)
-                    inward = turned != bool(at)
-                    held = made(graph, node, aten.transpose.int, stack, -1, -2) if inward else stack
-                    product = made(graph, node, numbered_linear, rows, held, numbers)
-                    new = made(graph, node, aten.unsqueeze.default, product, axis)
-                node.replace_all_uses_with(new)
-                graph.erase_node(node)
-                changed += 1
-                break
-        return changed + sum(map(cancelled, list(graph.nodes)))
+        return replace_each(graph, numbered_product) + sum(map(cancelled, list(graph.nodes)))
+
+
+def numbered_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The product with the stack, for one of each row with a matrix that is picked from it."""
+    if not is_call(node, "bmm") or not all(map(is_tensor, node.args)):
+        return None
+    for at, axis in ((0, 1), (1, 2)):
+        x: Any = node.args[at]
+        found = picked(node.args[1 - at])
+        if found is None or value(x).shape[axis] != 1:
+            continue
+        stack, numbers, turned = found
+        rows = made(graph, node, aten.squeeze.dim, x, axis)
+        inward = turned != bool(at)
+        held = made(graph, node, aten.transpose.int, stack, -1, -2) if inward else stack
+        product = made(graph, node, numbered_linear, rows, held, numbers)
+        return made(graph, node, aten.unsqueeze.default, product, axis)
+    return None
 
 
 def picked(node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
@@ -120,17 +113,3 @@ def is_stack(node: Any) -> bool:
     while is_call(node, "transpose", "permute", "mT"):
         node = node.args[0]
     return is_tensor(node) and is_parameter(node) and value(node).dim() == 3
-
-
-def made(graph: fx.Graph, at: fx.Node, target: Any, *args: Any) -> fx.Node:
-    """One call at the insertion point, with what tracing would have seen of it."""
-    new = graph.call_function(target, args)
-    seen = fx.map_arg(args, value)
-    new.meta = {"val": target(*seen), **place(at)}
-    return new
-
-
-def size_of(graph: fx.Graph, at: fx.Node, x: fx.Node, axis: int) -> Any:
-    """The length of an axis: a number, or the node that tells it in each call."""
-    size = value(x).shape[axis]
-    return size if isinstance(size, int) else made(graph, at, aten.sym_size.int, x, axis)

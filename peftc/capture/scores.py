@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from peftc.capture.attention import attention_call
-from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat
+from peftc.capture.calls import made
+from peftc.capture.heads import LAYOUT, flat_heads, source_of_flat, turns
 from peftc.capture.sinks import leaves_out_the_last, maximum_of, sink_of
 from peftc.graphs.reading import (
     CONSTANT,
@@ -264,10 +265,7 @@ class Maker:
     def make(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """One call, with what tracing would have seen of it."""
         with self.graph.inserting_before(self.at):
-            node = self.graph.call_function(target, args, kwargs)
-        seen_args, seen_kwargs = fx.map_arg((args, kwargs), value)
-        node.meta = {"val": target(*seen_args, **seen_kwargs), **place(self.at)}
-        return node
+            return made(self.graph, self.at, target, *args, **kwargs)
 
     def read(self, way: Way) -> Read:
         """The steps as one factor, one cap and one mask."""
@@ -429,7 +427,7 @@ class Maker:
         cleaned: bool,
     ) -> None:
         """The fused call in place of the product with the values."""
-        keys = key_t.args[0] if turned(key_t) else self.make(aten.transpose.int, key_t, -1, -2)
+        keys = key_t.args[0] if turns(key_t) else self.make(aten.transpose.int, key_t, -1, -2)
         query, keys, values = self.four(query), self.four(keys), self.four(values)  # type: ignore[arg-type]
         for operation, factor in read.by:
             query = self.make(operation, query, self.lined_up(factor, value(self.way.product).dim()))
@@ -493,14 +491,6 @@ class Maker:
 def is_unflattened(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
     """Whether a form is another with its second axis as two."""
     return before == (after[0], after[1] * after[2], *after[3:])
-
-
-def turned(node: fx.Node) -> bool:
-    """Whether a node exchanges the last two axes of its input."""
-    if not is_call(node, "transpose", "swapaxes"):
-        return is_call(node, "mT", "numpy_T") and value(node).dim() == 2
-    axes = value(node).dim()
-    return {int(axis) % axes for axis in node.args[1:3]} == {axes - 1, axes - 2}  # type: ignore[arg-type]
 
 
 def constant_of(node: fx.Node) -> float | None:
