@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftc.capture.graph_reader import CONSTANTS
 from peftc.errors import MergeError
 from peftc.graphs import operations
+from peftc.graphs.shared_modules import SharedModules
 from peftc.lang import Parameter, Scope, Term
 from peftc.lang.roles import ROLES
 from peftc.match.plan import Application, Plan
@@ -227,6 +228,7 @@ def plain_model(
 
 def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[str, Tensor]) -> None:
     """Put modules that came quantised in their places again, with what is `given` for their weights, taking it out."""
+    places = SharedModules(model)
     for path, held in came.items():
         owner_path = path.rpartition(".")[0]
         owner = model.get_submodule(owner_path)
@@ -235,10 +237,8 @@ def put_back(model: nn.Module, came: Mapping[str, QuantisedWeight], given: dict[
         if path in given:
             codes, statistics = held.repacked(given.pop(path))
         loaded = as_loaded(owner, held, codes, statistics)
-        for around in list(model.modules()):  # a module may be a child of several
-            for name, child in around._modules.items():  # noqa: SLF001 - nn.Module has no other way
-                if child is owner:
-                    setattr(around, name, loaded)
+        for place in places.all(owner_path):  # a module may be a child of several
+            model.set_submodule(place, loaded)
 
 
 def copy_of(root: nn.Module, memo: dict[int, object]) -> nn.Module:

@@ -80,6 +80,19 @@ def test_what_comes_quantised_goes_back_so(trio: Any, tmp_path: Path) -> None:
     assert torch.equal(again(IDS).logits, model.train()(IDS).logits)
 
 
+def test_a_module_that_is_the_child_of_two_goes_back_to_both(tmp_path: Path) -> None:
+    model = loaded(wide(num_hidden_layers=2), tmp_path, NF4)
+    first, second = model.model.layers
+    second.mlp.up_proj = first.mlp.up_proj  # one module, after loading
+    compiled: Any = peftc.compile(model, ["lora:q"])
+    back: Any = plain_model(compiled, requantise=True)
+    first, second = back.model.layers
+    assert type(first.mlp.up_proj) is type(model.model.layers[0].mlp.up_proj)
+    assert second.mlp.up_proj is first.mlp.up_proj
+    assert second.mlp.gate_proj is not first.mlp.gate_proj
+    assert torch.equal(back.train()(IDS).logits, model.train()(IDS).logits)
+
+
 def test_merging_is_that_of_hf_peft(trio: Any) -> None:
     _, compiled, theirs, _ = trio
     with pytest.warns(UserWarning, match="7 merged weights were in") as told:
