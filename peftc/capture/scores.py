@@ -77,6 +77,25 @@ class Read:
     sink: fx.Node | None = None
 
 
+@dataclass
+class Behind:
+    """What happens to the weights from the softmax to the product with the values.
+
+    Attributes:
+        product: that product.
+        dropout: the one in front of it.
+        filled: conditions by which weights are made 0.
+        cut: whether the last weight of each query is left out, as that of a sink is.
+        cleaned: whether weights of a query that sees nothing are made 0.
+    """
+
+    product: fx.Node
+    dropout: fx.Node | None = None
+    filled: list[fx.Node] = field(default_factory=list)
+    cut: bool = False
+    cleaned: bool = False
+
+
 @dataclass(frozen=True)
 class ReadScores:
     """A softmax between two products of values is attention, whatever is added to its scores on the way."""
@@ -112,23 +131,23 @@ def replace(graph: fx.Graph, softmax: fx.Node) -> None:
     if softmax.args[1] not in (-1, value(softmax).dim() - 1):
         raise Unread("not over the last axis")
     way = way_to(softmax.args[0])  # type: ignore[arg-type]
-    gathered, dropped, filled, cut, cleaned = onward(softmax)
+    behind = way_from(softmax)
     query, key_t = operands(way.product)
-    values = gathered.args[1]
+    values = behind.product.args[1]
     heads, axes = heads_in_batch(way.product, query), value(way.product).dim()
-    if not is_tensor(values) or value(values).dim() != value(gathered).dim():
+    if not is_tensor(values) or value(values).dim() != value(behind.product).dim():
         raise Unread("the products have other numbers of axes")
     if value(values).dim() != axes and not (
         heads and axes == 3
     ):  # heads got an axis of their own between the two
         raise Unread("the products have other numbers of axes")
-    maker = Maker(graph, gathered, way, heads)
+    maker = Maker(graph, behind, way, heads)
     read = maker.read(way)
-    if cut != (read.sink is not None):
+    if behind.cut != (read.sink is not None):
         raise Unread("one score more than there are keys, or one weight less")
-    if any(condition not in read.hidden for condition in filled):
+    if any(condition not in read.hidden for condition in behind.filled):
         raise Unread("weights are hidden behind the softmax that were seen before it")
-    maker.put(read, query, key_t, values, dropped, infinite=bool(filled), cleaned=cleaned)
+    maker.put(read, query, key_t, values)
 
 
 def way_to(scores: fx.Node) -> Way:
@@ -205,30 +224,27 @@ def leads(node: fx.Node) -> bool:
         node = source
 
 
-def onward(softmax: fx.Node) -> tuple[fx.Node, fx.Node | None, list[fx.Node], bool, bool]:
-    """The product with the values, the dropout before it, what hides weights behind the softmax, whether one is cut off,
-    and whether those of a query that sees nothing are made 0.
-    """
-    node, dropped, cut, cleaned = softmax, None, False, False
-    filled: list[fx.Node] = []
+def way_from(softmax: fx.Node) -> Behind:
+    """The way on from the softmax to the product with the values."""
+    behind = Behind(softmax)
     while True:
+        node = behind.product
         users = list(node.users)
         if len(users) != 1:
             raise Unread("the weights are read by others too")
-        user = users[0]
+        user = behind.product = users[0]
         if is_call(user, "matmul", "bmm") and user.args[0] is node:
-            return user, dropped, filled, cut, cleaned
-        if is_call(user, "dropout") and dropped is None:
-            dropped = user
+            return behind
+        if is_call(user, "dropout") and behind.dropout is None:
+            behind.dropout = user
         elif is_call(user, "masked_fill") and number_of(user.args[2]) == 0:
-            filled.append(user.args[1])  # type: ignore[arg-type]
-        elif leaves_out_the_last(user) and not cut:
-            cut = True
+            behind.filled.append(user.args[1])  # type: ignore[arg-type]
+        elif leaves_out_the_last(user) and not behind.cut:
+            behind.cut = True
         elif is_call(user, "nan_to_num") and argument(user, "nan") in (None, 0):
-            cleaned = True
+            behind.cleaned = True
         elif not is_call(user, *ALONG, *SAME):
             raise Unread(f"{user.name} reads the weights")
-        node = user
 
 
 def product_of(product: fx.Node) -> tuple[Any, Any]:
@@ -257,8 +273,9 @@ def heads_in_batch(product: fx.Node, query: fx.Node) -> int | None:
 class Maker:
     """Puts nodes in front of one product with the values."""
 
-    def __init__(self, graph: fx.Graph, at: fx.Node, way: Way, heads: int | None) -> None:
-        self.graph, self.at, self.way, self.heads = graph, at, way, heads
+    def __init__(self, graph: fx.Graph, behind: Behind, way: Way, heads: int | None) -> None:
+        self.graph, self.behind, self.way, self.heads = graph, behind, way, heads
+        self.at = behind.product
         self.score_dtype = value(way.product).dtype
         self.groups: tuple[int, ...] = ()
 
@@ -416,16 +433,7 @@ class Maker:
         source = source_of_flat(node)
         return source if source is not None else self.make(aten.unflatten.int, node, 0, [-1, self.heads])
 
-    def put(
-        self,
-        read: Read,
-        query: fx.Node,
-        key_t: fx.Node,
-        values: fx.Node,
-        dropped: fx.Node | None,
-        infinite: bool,
-        cleaned: bool,
-    ) -> None:
+    def put(self, read: Read, query: fx.Node, key_t: fx.Node, values: fx.Node) -> None:
         """The fused call in place of the product with the values."""
         keys = key_t.args[0] if turns(key_t) else self.make(aten.transpose.int, key_t, -1, -2)
         query, keys, values = self.four(query), self.four(keys), self.four(values)  # type: ignore[arg-type]
@@ -442,7 +450,7 @@ class Maker:
         if read.sink is not None:
             keys, values, bias = self.with_sink(keys, values, bias, read.sink)
         if bias is not None:
-            if infinite:
+            if self.behind.filled:
                 low = self.make(aten.le.Scalar, bias, HIDES)
                 bias = self.make(aten.masked_fill.Scalar, bias, low, float("-inf"))
             if value(bias).dtype not in (torch.bool, value(query).dtype):
@@ -450,13 +458,14 @@ class Maker:
         scale, cap = read.factor, None
         if read.inside is not None:
             scale, cap = read.inside * read.factor, read.factor
+        dropped = self.behind.dropout
         with self.graph.inserting_before(self.at):
             told = None if dropped is None else (dropped.args[1], dropped.args[2])
             new = attention_call(self.graph, (query, keys, values), bias, scale, told, cap)  # type: ignore[arg-type]
         new.meta.update(place(self.at))
         seen = value(query).new_empty((*value(query).shape[:3], value(values).shape[-1]))
         new.meta["val"] = seen
-        if cleaned:  # whatever a kernel makes of a query that sees nothing
+        if self.behind.cleaned:  # whatever a kernel makes of a query that sees nothing
             new = self.make(aten.nan_to_num.default, new)
         if value(self.at).dim() == 3:
             new = (
