@@ -68,14 +68,21 @@ def far(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / max(1.0, float(other.abs().max())))
 
 
+def merged(compiled: Any) -> Any:
+    """The merged model. What packing its weights again would lose is told, and no matter here: they stay unpacked."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="[0-9]+ merged weights were in", category=UserWarning)
+        return compiled.merge_and_unload()
+
+
 @cache
 def alone(kind: str, name: str) -> dict[str, Any]:
     """One rule by itself: how it acts, whether it starts as the model, and the merged model if there is one."""
     compiled = captured(kind).compiled([name])
     starts = far(out(compiled, kind), out(captured(kind).model, kind)) <= START
     fill(compiled)
-    merged = None if unmergeable(compiled.peftc_plan) else compiled.merge_and_unload()
-    return {"compiled": compiled, "out": out(compiled, kind), "starts": starts, "merged": merged}
+    plain = None if unmergeable(compiled.peftc_plan) else merged(compiled)
+    return {"compiled": compiled, "out": out(compiled, kind), "starts": starts, "merged": plain}
 
 
 def kind_for(names: Iterable[str]) -> str:
@@ -113,8 +120,8 @@ def measure(one: str, other: str) -> dict[str, Any]:
             record[told][name] = distance
     record["over"] = {}
     for inside, outside in (names, names[::-1]):
-        if (merged := alone(kind, inside)["merged"]) is not None:
-            on_it = out(fill(captured(kind).compiled([outside], merged)), kind)
+        if (plain := alone(kind, inside)["merged"]) is not None:
+            on_it = out(fill(captured(kind).compiled([outside], plain)), kind)
             record["over"][inside] = [far(each, on_it) for each in outs]
     with TemporaryDirectory() as folder:
         both[0].save_pretrained(Path(folder) / "adapter")
@@ -124,7 +131,7 @@ def measure(one: str, other: str) -> dict[str, Any]:
         )
         record["saved"] = torch.equal(out(again.eval(), kind), outs[0])
     try:
-        record["merged"] = far(out(both[0].merge_and_unload(), kind), outs[0])
+        record["merged"] = far(out(merged(both[0]), kind), outs[0])
     except MergeError as error:
         record["merged"] = str(error.message)
     return record
