@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftc.capture.arguments import is_decoders, is_encoders, is_next_calls, kind_of
 from peftc.certificate.findings import Finding, none, said_by, within
 from peftc.certificate.subject import Arguments, Subject, afresh, error, main_output, run
-from peftc.certificate.visibility import given_text
+from peftc.certificate.visibility import given_text, slides
 from peftc.errors import BranchError, ProgramError
 from peftc.lang.roles import BEGINS, ROLES
 from peftc.lang.scope import expressions
@@ -29,6 +29,9 @@ def padding(subject: Subject) -> Finding:
     figures: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for side in ("behind", "before"):
+        if side == "before" and any(slides(subject, each) for each in subject.plan.applications):
+            reasons[side] = "keys in front fall out of a sliding window, which counts padding too"
+            continue
         asked = figure_of(subject, partial(padded_apart, subject, side))
         if isinstance(asked, str):
             reasons[side] = asked

@@ -15,7 +15,7 @@ from peftc.certificate.subject import Subject
 from peftc.graphs.operations import causal_mask
 from peftc.graphs.reading import is_call
 from tests.certificate.breaking import broken, is_not, masked_by, named
-from tests.models import WORDS, llama, tokens
+from tests.models import WORDS, llama, mistral, tokens
 from tests.zoo import entry, inputs
 
 
@@ -29,6 +29,17 @@ def test_padding_in_front_that_is_seen_is_named(monkeypatch: pytest.MonkeyPatch)
     finding = named(broken(monkeypatch, mend, ["lora:q,v"], llama(num_hidden_layers=1)), padding)
     assert finding.verdict == "fail"
     assert "most before" in finding.detail
+
+
+def test_padding_in_front_moves_keys_out_of_a_window_as_their_rule_says() -> None:
+    for rule, sides in (
+        ("prefix:3(visible=window)", "padding behind them"),
+        ("prefix:3", "behind or before"),
+    ):
+        finding = named(peftc.compile(mistral(), [rule], defaults=False), padding)
+        assert finding.verdict == "pass"
+        assert sides in finding.detail
+        assert ("which counts padding too" in finding.detail) == ("window" in rule)
 
 
 def test_a_side_on_which_the_model_minds_padding_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
