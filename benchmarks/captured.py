@@ -30,7 +30,9 @@ FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 3, "size": 6, "lengt
 
 
 def spec(name: str) -> str:
-    """A rule with options that fit."""
+    """A rule with options that fit, unless it is written out with some."""
+    if name not in default_library().names():
+        return name
     options = bind_all([name])[0].options
     fitting = ", ".join(f"{option}={value}" for option, value in FITTING.items() if option in options)
     return f"{name}({fitting})" if fitting else name
@@ -67,7 +69,8 @@ class Captured:
     def _saved_for(self, names: Iterable[str]) -> Mapping[str, Path]:
         """Two adapters in folders, where a rule reads trained ones."""
         library = default_library()
-        reading = next((name for name in names if counted_by(library.rule(name)) is not None), None)
+        own = [name for name in names if name in library.names()]
+        reading = next((name for name in own if counted_by(library.rule(name)) is not None), None)
         if reading is None:
             return {}
         return self._two_of(next(use.rule for use in library.rule(reading).written.use if use.saved))
