@@ -160,9 +160,13 @@ def begin(job: Job, settings: Settings, output: Output, console: Console) -> Pat
 
 
 def first_batch(settings: Settings, encoded: EncodedData, loaded: Loaded) -> dict[str, Any]:
-    """The first training rows, for rules whose parameters start from what the model computes on data."""
-    rows = range(min(settings.batch_size, len(encoded.training)))
-    batch = collator_for(loaded.tokenizer)([encoded.training[row] for row in rows])
+    """The first training rows, for rules whose parameters start from what the model computes on data.
+
+    The longest is first, and padding behind: so that whoever takes the first tokens gets some.
+    """
+    rows = [encoded.training[row] for row in range(min(settings.batch_size, len(encoded.training)))]
+    rows.sort(key=lambda row: len(row["input_ids"]), reverse=True)
+    batch = replace(collator_for(loaded.tokenizer), pad_left=False)(rows)
     device = next(loaded.model.parameters()).device
     return {name: held.to(device) for name, held in batch.items() if name != "labels"}
 

@@ -17,7 +17,7 @@ from peftc.lang.axes import (
 from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten, numbered
 from peftc.lang.check import check
 from peftc.lang.codes import CODES
-from peftc.lang.condition import Condition, conditions, is_on, unmet
+from peftc.lang.condition import Condition, conditions, is_on, off, unmet
 from peftc.lang.document import (
     Define,
     Loss,
@@ -134,6 +134,7 @@ __all__ = [
     "load_rule",
     "meet",
     "numbered",
+    "off",
     "packing_of",
     "packing_problem",
     "parse",

@@ -111,7 +111,13 @@ def is_on(rule: Rule, section: Section, options: Mapping[str, Constant]) -> bool
 
     A section that is off is no skip: it is not part of the rule that the user asked for.
     """
-    return all(c.unmet(options) is None for c in conditions(rule, section) if c.of_options)
+    return off(rule, section, options) is None
+
+
+def off(rule: Rule, section: Section, options: Mapping[str, Constant]) -> str | None:
+    """The first condition on options alone that keeps a section off, with what they are; None where it is on."""
+    reasons = (condition.unmet(options) for condition in conditions(rule, section) if condition.of_options)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def unmet(

@@ -105,7 +105,7 @@ for _policy in (
     ),
     Policy(
         "drop_layers",
-        "Turns the first n layers off, n drawn anew for each step from 0 to `most`, all alike.",
+        "Turns the first n layers off, n drawn anew for each step from 0 to `most`, all alike. The last layer stays on.",
         MappingProxyType(
             {
                 "keep": Target(

@@ -24,6 +24,7 @@ from peftc.lang import (
     Section,
     is_on,
     lift_problem,
+    off,
     show,
     signature,
     unmet,
@@ -390,6 +391,12 @@ class Matcher:
         skipped = [s for s in self.skips if (s.rule, s.section) == (bound.label, number)]
         role = " or ".join(section.match.role)
         what = f"section {number + 1} of {bound.label}" if number else bound.label
+        if not skipped and off(bound.rule, section, bound.options):
+            kept_off = {off(bound.rule, each, bound.options) for each in bound.rule.sections}
+            return NoMatchError(
+                f"{what} does nothing with these options",
+                detail=sorted(reason for reason in kept_off if reason is not None),
+            )
         if not skipped:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")

@@ -86,7 +86,10 @@ class DropLayers:
     def update(self, sites: Sequence[Targets], step: int, total: int) -> None:
         """Draw n, the same in every process, and turn the layers off and on. After the last step all are on."""
         generator = torch.Generator().manual_seed(int(self.settings["seed"]) * 1_000_003 + step)
-        most = int(self.settings["most"])
+        # One layer at least stays on: without any there is nothing to train.
+        most = min(
+            int(self.settings["most"]), max((layer for layer in self.layers if layer is not None), default=0)
+        )
         dropped = 0 if step >= total else int(torch.randint(most + 1, (), generator=generator))
         self.turn(sites, "keep", dropped)
 
@@ -100,6 +103,11 @@ class DropLayers:
         """0 in the first n layers, 1 in the others; sites outside of any layer stay on."""
         for targets, layer in zip(sites, self.layers, strict=True):
             targets[name].fill_(0.0 if layer is not None and layer < dropped else 1.0)
+
+
+def ranks_of(sites: Sequence[Targets]) -> int:
+    """How many ranks sites have together, cut ones among them."""
+    return sum(targets["value"].numel() for targets in sites)
 
 
 @dataclass
@@ -124,8 +132,19 @@ class RankBudget:
                 f"{self.number('cooldown')}",
                 hint="train for more steps, or make these options smaller",
             )
+        if self.number("target") * len(sites) > ranks_of(sites):
+            raise ScheduleError(
+                f"a target of {self.number('target')} ranks on average is more than there are: {ranks_of(sites)} at "
+                f"{len(sites)} sites",
+                hint="make the target smaller, or give the sites more ranks",
+            )
         if step < 1:
             return
+        if step > 1 and ("kept" not in self.state if step > last else not self.state):
+            raise ScheduleError(
+                f"step {step} of {total}, but nothing is known of the steps before",
+                hint="go on from what `compiled.schedules.state_dict()` gave there, or begin with step 1",
+            )
         if step < last:
             self.weigh(sites)
         if self.number("warmup") < step < last and step % self.number("every") == 0:
@@ -140,8 +159,8 @@ class RankBudget:
 
     def budget(self, sites: Sequence[Targets], step: int, last: int) -> int:
         """How many ranks are left after a step: cubic from all of them to the target."""
-        first = sum(targets["value"].numel() for targets in sites)
-        target = min(self.number("target") * len(sites), first)
+        first = ranks_of(sites)
+        target = self.number("target") * len(sites)
         left = 1 - (step - self.number("warmup")) / (last - self.number("warmup"))
         return int((first - target) * left**3 + target)
 

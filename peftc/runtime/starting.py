@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -140,11 +140,50 @@ def record(
             key = (application.site.role, application.site.id, port)
             if (node := node_of(analysis, application, parameter, port)) is not None:
                 wanted[key] = node
-    tensors = run(model, program, constants, tuple(wanted.values()), call.tensors)
+    masks = token_masks(analysis)
+    tensors = run(model, program, constants, (*wanted.values(), *masks), call.tensors)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for (role, site, port), tensor in zip(wanted, tensors, strict=True):
+    for (role, site, port), tensor in zip(wanted, tensors, strict=False):
         found.setdefault((role, site), {})[port] = tensor
+    for application, parameter in needed:
+        recorded = found.get((application.site.role, application.site.id), {})
+        refuse_padding(plan, application, parameter, recorded, tensors[len(wanted) :])
     return found
+
+
+def token_masks(analysis: Analysis) -> tuple[fx.Node, ...]:
+    """The values that tell tokens from padding at any site."""
+    ports = [use.ports[TOKENS] for each in analysis.located for use in each.uses if TOKENS in use.ports]
+    return tuple(dict.fromkeys(port.source for port in ports if isinstance(port.source, fx.Node)))
+
+
+def refuse_padding(
+    plan: Plan,
+    application: Application,
+    parameter: NewParameter,
+    recorded: Mapping[str, Tensor],
+    masks: Sequence[Tensor],
+) -> None:
+    """Refuse keys of padding where a parameter starts as the first keys of the first row, as many as it has itself.
+
+    Raises:
+        MatchError: one of so many is padding.
+    """
+    if application.site.role != "attention":
+        return
+    told = signature(plan.section(application), "attention")
+    for port, keys in recorded.items():
+        axes = [axis for axis in told.ports[port] if told.sizes.get(axis) == "keys"]
+        if not axes or axes[0] not in parameter.axes:
+            continue
+        count = parameter.shape[parameter.axes.index(axes[0])]
+        form = (keys.shape[0], keys.shape[told.ports[port].index(axes[0])])
+        if any(bool((mask[0, :count] == 0).any()) for mask in masks if tuple(mask.shape) == form):
+            raise MatchError(
+                f"{application.rule}: {parameter.name} starts as the first {count} keys of the data's first row, and "
+                f"padding is among them at {application.site.id}",
+                hint="give a first row of as many tokens, with its padding behind them",
+            )
 
 
 def node_of(

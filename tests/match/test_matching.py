@@ -227,3 +227,17 @@ def test_a_map_that_plays_two_parts_is_found_by_either(part: str) -> None:
     with torch.no_grad():
         got, merged = compiled(**given), compiled.merge_and_unload()(**given)
     torch.testing.assert_close(got, merged, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("pissa(alpha=0)", "alpha > 0 is not so"),
+        ("oft(block=4, terms=1)", "terms != 1 is not so"),
+        ("loreft(first=0, last=0)", "first \\+ last > 0 is not so"),
+        ("p_tuning_v2(encoder=mlp, init=text)", "init == 'random' is not so"),
+    ],
+)
+def test_options_with_which_a_rule_would_do_nothing_are_named(spec: str, reason: str) -> None:
+    with pytest.raises(NoMatchError, match=f"does nothing with these options\n(.*\n)*.*{reason}"):
+        peftc.compile(tiny_llama(), spec, defaults=False)

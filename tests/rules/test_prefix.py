@@ -261,6 +261,20 @@ def test_a_text_has_to_be_long_enough() -> None:
     assert "longer texts" in str(caught.value)
 
 
+@pytest.mark.parametrize("side", ["before", "behind"])
+def test_padding_is_no_text(side: str) -> None:
+    text = tokens(batch=2, length=PREFIX + 2, seed=1)
+    mask = torch.ones_like(text)
+    mask[0, :1] = 0
+    mask = mask if side == "before" else mask.flip(1)
+    data = {"input_ids": text, "attention_mask": mask}
+    if side == "behind":  # as many tokens as are taken
+        peftc.compile(llama(), [TEXT], data, defaults=False, data=data)
+        mask[0, PREFIX - 1 :] = 0
+    with pytest.raises(MatchError, match=f"the first {PREFIX} keys of the data's first row, and padding"):
+        peftc.compile(llama(), [TEXT], data, defaults=False, data=data)
+
+
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)

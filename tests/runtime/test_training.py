@@ -188,7 +188,7 @@ def test_adapters_of_the_first_layers_are_dropped_while_training() -> None:
         compiled.update_schedules(step, 20)
         seen.add(tuple(int(p) for p in keep))
         assert torch.equal(compiled.eval()(**given).logits, whole), "evaluation has all of them"
-    assert seen == {tuple([0] * n + [1] * (layers - n)) for n in range(min(2, layers) + 1)}
+    assert seen == {tuple([0] * n + [1] * (layers - n)) for n in range(min(2, layers - 1) + 1)}
     compiled.update_schedules(20, 20)
     assert all(int(p) == 1 for p in keep)
     dropped = next(step for step in range(20) if (compiled.update_schedules(step, 20), int(keep[0]))[1] == 0)
@@ -260,3 +260,28 @@ def test_a_trainer_runs_schedules(tmp_path: Path) -> None:
     Trainer(model=compiled, args=args, train_dataset=rows, callbacks=[RunSchedules(compiled)]).train()
     values = [p for name, p in compiled.named_parameters() if name.endswith(".E")]
     assert sum(int((value != 0).sum()) for value in values) == 2 * len(values)
+
+
+def test_a_budget_that_knows_nothing_of_earlier_steps_is_refused() -> None:
+    for step in (3, 7):  # the budget shrinks, and has shrunk
+        compiled = adalora()
+        compiled.train()(**batch(compiled)).loss.backward()
+        with pytest.raises(
+            ScheduleError, match=f"step {step} of 8, but nothing is known of the steps before"
+        ):
+            compiled.update_schedules(step, 8)
+
+
+def test_a_budget_of_more_ranks_than_there_are_is_refused() -> None:
+    compiled: Any = peftc.compile(llama(), "adalora:q(rank=4, target=5)", batch(llama()), defaults=False)
+    with pytest.raises(ScheduleError, match="a target of 5 ranks on average is more than there are: 8 at 2"):
+        compiled.update_schedules(0, 8)
+
+
+def test_the_last_layer_stays_on_however_many_may_be_off() -> None:
+    compiled: Any = peftc.compile(llama(), "adapter_drop(most=99)", batch(llama()), defaults=False)
+    seen = set()
+    for step in range(40):
+        compiled.update_schedules(step, 99)
+        seen.add(tuple(float(p) for name, p in compiled.named_parameters() if name.endswith("keep")))
+    assert seen == {(1.0, 1.0), (0.0, 1.0)}
