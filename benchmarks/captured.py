@@ -46,8 +46,13 @@ class Captured:
         self._adapters: dict[str, Mapping[str, Path]] = {}
 
     @cached_property
+    def example(self) -> Any:
+        """What `peftc.runtime.compilation` captures of the call."""
+        return capture_example(self.model, self.given)
+
+    @cached_property
     def _looked(self) -> tuple[Any, ...]:
-        call, mode, (program, constants, records) = capture_example(self.model, self.given)
+        call, mode, (program, constants, records) = self.example
         return analyse(program.graph, self.model), program, call, mode, constants, records
 
     def compiled(self, names: Iterable[str], model: nn.Module | None = None) -> Any:
@@ -65,6 +70,13 @@ class Captured:
         pack(copied, plan)
         torch.manual_seed(0)
         return carry_out(looked, copied, StoredModule, start_from(looked, copied, None, tensors)).eval()
+
+    def of(self, model: nn.Module) -> Captured:
+        """The capture of another model, made anew where it has parameters that this one has not."""
+        same = {path for path, _ in model.named_parameters()} == {
+            path for path, _ in self.model.named_parameters()
+        }
+        return self if same else Captured(model, self.given)
 
     def _saved_for(self, names: Iterable[str]) -> Mapping[str, Path]:
         """Two adapters in folders, where a rule reads trained ones."""

@@ -52,6 +52,7 @@ class Edit:
     """What a rule does to one module: with its input, its output, or both. `x` is the input as the rule found it."""
 
     x: Tensor
+    last = False
 
     def __init__(
         self,
@@ -148,18 +149,22 @@ class WrittenOut:
             self.rows.append(lambda: rows(held, options))
         elif site.role == "attention":
             module: Any = self.model.get_submodule(path)
-            gate = self.gate(held, site)
-            reads = self.at(path) if gate else None
-            own, front = plain(held, "prefix_", "mlp_"), fronts(name, options)
+            own, front, gate = plain(held, "prefix_", "mlp_"), fronts(name, options), self.gate(held, site)
+            read = Edit()  # a gate is of what queries are made of
+            self.at(self.nearest("q", path)).edits.append(read)
 
             def in_front() -> tuple[Tensor, ...]:
-                if gate is None or reads is None:
+                if gate is None:
                     return front(own)
-                return tuple(gate(reads.given)[:, None, None, None] * each for each in front(own))
+                return tuple(gate(read.x)[:, None, None, None] * each for each in front(own))
 
             module.fronts = [*getattr(module, "fronts", ()), in_front]
         else:
-            self.at(path).edits.append(self.edit(name, site, path, held, options))
+            edit = self.edit(name, site, path, held, options)
+            edit.last = site.role == "residual"
+            self.at(path).edits.append(edit)
+            # What a branch adds to the stream is what all others have made of it, whatever the order.
+            self.at(path).edits.sort(key=lambda each: each.last)
 
     def at(self, path: str) -> Hooked:
         """The module at a path."""
@@ -172,7 +177,7 @@ class WrittenOut:
 
         def common(other: str) -> int:
             same = [one == its for one, its in zip(path.split("."), other.split("."), strict=False)]
-            return (*same, False).index(False)
+            return [*same, False].index(False)
 
         return max(modules_at(self.model, self.kind, place), key=common)
 
