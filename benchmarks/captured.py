@@ -25,7 +25,7 @@ from peftc.runtime import carry_out, pack, start_from, twin
 from peftc.runtime.compilation import Look, capture_example
 from peftc.store import StoredModule
 
-FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 3, "size": 6, "length": 3, "hidden": 5}
+FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 2, "size": 6, "length": 3, "hidden": 5}
 """Options by name, where the library's defaults are larger than a tiny model."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from peftc.analyse import Site
 from peftc.errors import NoMatchError
-from peftc.lang import Bound, Rule, Section
+from peftc.lang import Bound, Rule, Section, signature
+from peftc.lang.operations import OPERATIONS
+from peftc.lang.results import drops, drops_over, keeps_over
 from peftc.lang.roles import CONV, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import names_of, size_at
@@ -33,6 +36,11 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
             f"{bound.label} trains {said} the learning rate: peftc finetune sees to it; elsewhere give the "
             "optimiser peftc.param_groups(compiled, lr)"
         )
+    if any(gathers_tokens(bound.rule, section) for section in sections):
+        yield (
+            f"{bound.label} computes some numbers from all tokens of a call: in a decoder, outputs then depend on later "
+            "tokens too, and what is generated on how a text is cut into calls"
+        )
     if bound.saved:
         named = ", ".join(bound.saved)
         yield f"{bound.label} is made of saved adapters, in this order: {named}; no head of theirs is read"
@@ -44,6 +52,21 @@ def of_training(bound: Bound, applications: Sequence[Application]) -> Iterator[s
             f"{bound.label} changes in training, by {', '.join(policies)}: peftc finetune sees to it; elsewhere "
             "call update_schedules(step, total) after each step of the optimiser"
         )
+
+
+def gathers_tokens(rule: Rule, section: Section) -> bool:
+    """Whether an expression that acts in each call takes one number of several tokens, as a mean does."""
+    signatures = [signature(section, role) for role in section.match.role]
+    moving = {axis for told in signatures for axis in told.moving if told.sizes.get(axis) != "batch"}
+    for (table, _), expression in expressions(rule, section).items():
+        for node in expression.nodes if table in ("let", "rewrite") else ():
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            operation = OPERATIONS.get(node.func.id)
+            along = {ast.literal_eval(each.value) for each in node.keywords if each.arg == "axis"}
+            if operation and operation.axes in (drops, drops_over, keeps_over) and along & moving:
+                return True
+    return False
 
 
 def refuse_idle_globs(bound: Bound, sites: Sequence[Site], skips: Sequence[Skip]) -> None:

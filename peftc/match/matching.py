@@ -45,7 +45,7 @@ from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
 from peftc.match.sharing import WEIGHTED, leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.match.training import trained_already, training
-from peftc.match.unfound import asks_for_attention, unfound
+from peftc.match.unfound import asks_for_attention, before_heads, unfound
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
 
@@ -94,6 +94,7 @@ def make_plan(
     notes += [f"{bound.label} was trained before and stays as it is" for bound in rules if bound.kept]
     notes += [note for bound in rules if not bound.kept for note in of_training(bound, matcher.applications)]
     notes += unfound(bounds, analysis)
+    notes += before_heads(matcher.applications, analysis)
     notes += unread if any(asks_for_attention(bound) for bound in bounds) else ()
     notes += of_quantised(came, matcher.applications, sizes)
     if analysis.unread:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import fx
 
 from peftc.analyse import Analysis, Located
 from peftc.analyse.channels import MOVES
-from peftc.graphs.reading import operator_name
+from peftc.graphs.reading import ancestors, operator_name
 from peftc.lang import Bound, is_on
 from peftc.lang.roles import OTHER
+from peftc.match.plan import Application
 
 
 def unfound(bounds: Iterable[Bound], analysis: Analysis) -> Iterator[str]:
@@ -27,6 +28,32 @@ def unfound(bounds: Iterable[Bound], analysis: Analysis) -> Iterator[str]:
     for (parts, *reasons), ids in alike.items():
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         yield f"attention {ids[0]}{more}: no {parts} was found, since {' and '.join(reasons)}"
+
+
+def before_heads(applications: Sequence[Application], analysis: Analysis) -> Iterator[str]:
+    """One line, where linear maps between the blocks and a head that trains do not train: a new head may have such."""
+    trained = {path for each in applications for path in each.trains.values()}
+    ends = {use.anchor for each in analysis.located if each.site.role == "block" for use in each.uses}
+    heads = [
+        use.anchor
+        for each in analysis.located
+        if each.site.role == "head" and trained & set(each.site.weights.values())
+        for use in each.uses
+    ]
+    behind = {node for head in heads for node in ancestors(head)}
+    left = [
+        each.site
+        for each in analysis.located
+        if (each.site.role, each.site.part or OTHER, each.site.layer) == ("linear", OTHER, None)
+        and not trained & set(each.site.weights.values())
+        and any(use.anchor in behind and ends & set(ancestors(use.anchor)) for use in each.uses)
+    ]
+    if left:
+        paths = ", ".join(site.path for site in left)
+        yield (
+            f"{paths} between the blocks and the head does not train and is not saved: if it is as new as the head, train "
+            f"it too, as full:path={left[0].path}.* does"
+        )
 
 
 def asks_for_attention(bound: Bound) -> bool:

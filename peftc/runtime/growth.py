@@ -268,7 +268,10 @@ def length_in_cache(arguments: Mapping[str, Any]) -> int:
 def refuse_fixed_cache(arguments: Mapping[str, Any], rows: int) -> None:
     """Raise if a call comes with a cache of a fixed length: it is made, with its masks, for the text without the rows."""
     for value in arguments.values():
-        if hasattr(value, "get_seq_length") and getattr(value, "is_compileable", False):
+        if not hasattr(value, "get_seq_length") or not getattr(value, "is_compileable", False):
+            continue
+        longest = getattr(value, "get_max_length", None)  # that of states which sum up all tokens has no end
+        if longest is None or longest() > 0:
             raise ProgramError(
                 f"{rows} rows go in front of what the model reads, and a {type(value).__name__} has room for the text alone",
                 hint="take a cache that grows with the text, as generate() does unless it is told otherwise",

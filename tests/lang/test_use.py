@@ -48,7 +48,7 @@ summary = "Two rules at once."
 
 [options]
 lora_rank     = { default = 4, min = 1, help = "Width of the update." }
-lora_drop     = { default = 0.0, min = 0, max = 1, help = "Dropout on the update's input." }
+lora_drop     = { default = 0.0, min = 0, max = 1, help = "Dropout on the update's input; ids of embeddings have none." }
 lora_lr_ratio = { default = 1.0, min = 0, help = "Learning rate of B over that of A; LoRA+ takes 16." }
 prefix_length = { default = 10, min = 1, help = "How many keys are put in front." }
 prefix_drop   = { default = 0.0, min = 0, max = 1, help = "Dropout on the keys and values put in front." }

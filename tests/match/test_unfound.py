@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peftc
+from tests.models import bert, llama
 
 WIDTH, HEADS = 12, 3
 GIVEN = {"x": torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))}
@@ -101,3 +102,16 @@ def test_an_attention_that_was_not_read_is_noted_where_a_rule_asks_for_attention
     want = "not read as attention: softmax in 1: not over the last axis"
     assert said == ([want] if is_said else [])
     assert (f"note: {want}" in str(peftc.explain(plan))) == is_said
+
+
+def test_a_map_in_front_of_a_new_head_is_told_of() -> None:
+    plan = peftc.plan(bert(), ["lora:q,v"])
+    assert any(
+        "bert.pooler.dense between the blocks and the head does not train" in note for note in plan.notes
+    )
+    whole = peftc.plan(bert(), ["lora:q,v", "full:path=bert.pooler.dense.*"])
+    assert set(whole.trained) >= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert not any("pooler" in note for note in whole.notes)
+    for model, defaults in ((llama(), True), (bert(), False)):
+        found = peftc.plan(model, ["lora:q,v"], defaults=defaults)
+        assert not any("between the blocks and the head" in note for note in found.notes)

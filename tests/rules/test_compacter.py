@@ -100,9 +100,11 @@ def test_it_trains_the_norms_and_starts_close_to_the_model(tmp_path: Path) -> No
         assert torch.equal(loaded(tokens()).logits, compiled(tokens()).logits)
 
 
-def test_a_width_that_the_terms_do_not_divide_is_left_out() -> None:
+@pytest.mark.parametrize("norms", ["freeze", "train"])
+def test_a_width_that_the_terms_do_not_divide_is_refused(norms: str) -> None:
+    """Norms alone would be another method."""
     with pytest.raises(peftc.errors.NoMatchError, match="no whole number"):
-        peftc.plan(bert(), ["compacter:3(terms=5, norms=freeze)"], defaults=False)
+        peftc.plan(bert(), [f"compacter:3(terms=5, norms={norms})"], defaults=False)
 
 
 def test_the_papers_numbers_are_the_defaults() -> None:

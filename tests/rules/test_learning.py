@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def test_it_learns_hamlet(entrant: Entrant, tmp_path: Path) -> None:
         with pytest.raises(NoMatchError, match="head"):
             compiled_with(entrant, model, batch, tmp_path)
         return
+    if entrant.name == "compacter":  # its bottlenecks' width is to be divided by four
+        entrant = replace(entrant, rules=("compacter:16",))
     compiled = compiled_with(entrant, model, batch, tmp_path)
     before, after = losses(compiled, entrant, batch, steps=4)
     assert after < before - 0.002, (before, after)

@@ -88,6 +88,12 @@ def test_where_a_token_axis_is_missing_the_plan_says_so() -> None:
     assert reasons["bert.pooler.dense"] == "x has 2 axes here, not those of [batch seq d_in]"
 
 
+def test_the_plan_says_that_gates_read_all_tokens() -> None:
+    said = "computes some numbers from all tokens of a call"
+    assert any(said in note for note in peftc.plan(llama(), ["unipelt"]).notes)
+    assert not any(said in note for note in peftc.plan(llama(), ["mam", "lora", "loreft"]).notes)
+
+
 def test_the_papers_numbers_are_the_defaults() -> None:
     plan = peftc.plan(bert(), ["unipelt"], defaults=False)
     options = plan.bound("unipelt").options
