@@ -30,7 +30,9 @@ FITTING = {"rank": 4, "target": 2, "block": 4, "reduction": 2, "size": 6, "lengt
 
 
 def spec(name: str) -> str:
-    """A rule with options that fit."""
+    """A rule with options that fit, unless it is written out with some."""
+    if name not in default_library().names():
+        return name
     options = bind_all([name])[0].options
     fitting = ", ".join(f"{option}={value}" for option, value in FITTING.items() if option in options)
     return f"{name}({fitting})" if fitting else name
@@ -44,8 +46,13 @@ class Captured:
         self._adapters: dict[str, Mapping[str, Path]] = {}
 
     @cached_property
+    def example(self) -> Any:
+        """What `peftc.runtime.compilation` captures of the call."""
+        return capture_example(self.model, self.given)
+
+    @cached_property
     def _looked(self) -> tuple[Any, ...]:
-        call, mode, (program, constants, records) = capture_example(self.model, self.given)
+        call, mode, (program, constants, records) = self.example
         return analyse(program.graph, self.model), program, call, mode, constants, records
 
     def compiled(self, names: Iterable[str], model: nn.Module | None = None) -> Any:
@@ -64,10 +71,18 @@ class Captured:
         torch.manual_seed(0)
         return carry_out(looked, copied, StoredModule, start_from(looked, copied, None, tensors)).eval()
 
+    def of(self, model: nn.Module) -> Captured:
+        """The capture of another model, made anew where it has parameters that this one has not."""
+        same = {path for path, _ in model.named_parameters()} == {
+            path for path, _ in self.model.named_parameters()
+        }
+        return self if same else Captured(model, self.given)
+
     def _saved_for(self, names: Iterable[str]) -> Mapping[str, Path]:
         """Two adapters in folders, where a rule reads trained ones."""
         library = default_library()
-        reading = next((name for name in names if counted_by(library.rule(name)) is not None), None)
+        own = [name for name in names if name in library.names()]
+        reading = next((name for name in own if counted_by(library.rule(name)) is not None), None)
         if reading is None:
             return {}
         return self._two_of(next(use.rule for use in library.rule(reading).written.use if use.saved))

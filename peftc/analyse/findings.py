@@ -39,12 +39,12 @@ class Findings:
         chosen = [node for mixture in self.mixtures for node in mixture.routers]
         others = [*chosen, *(core.o for core in self.cores if core.o is not None)]
         self.heads = set(Heads(graph, self.projections, self.blocks, self.order, others).found())
-        self.token_inputs = token_inputs(self.cores)
         self.windows: dict[object, int] = {}
         self.names: dict[int, str] = {}
         for name, parameter in root.named_parameters(remove_duplicate=False):
             self.names.setdefault(id(parameter), name)
         self.scopes = Scopes(self.cores, self.projections)
+        self.token_inputs = token_inputs(self.cores, self.scopes)
         self.tables = table_parts(graph, lambda path: lookup(self.root, path))
 
     def layer(self, node: fx.Node) -> int | None:
@@ -76,7 +76,11 @@ class Findings:
 
     def with_tokens(self, ports: dict[str, Port], of: str) -> dict[str, Port]:
         """The ports, and what says which of the tokens of one of them are real, where the call has it."""
-        node = tokens_of(self.token_inputs, ports[of].source) if of in ports else None
+        source = ports[of].source if of in ports else None
+        if not isinstance(source, fx.Node):
+            return ports
+        # Both texts may be of one length: only a mask of this side's keys tells of its tokens.
+        node = tokens_of(self.token_inputs.get(self.scopes.of(source), ()), source)
         return ports if node is None else {**ports, "tokens": Port("value", node)}
 
     def held(self, path: str) -> Tensor:

@@ -5,24 +5,28 @@ from __future__ import annotations
 from torch import fx
 
 from peftc.analyse.attention import AttentionCore
+from peftc.analyse.scopes import Scopes
 from peftc.capture.masks import content_of
 from peftc.graphs.reading import ancestors, is_call, is_tensor, shape, value
 
 
-def token_inputs(cores: list[AttentionCore]) -> tuple[fx.Node, ...]:
-    """The inputs [batch seq], of 1 and 0, whose content goes into a mask of an attention.
+def token_inputs(cores: list[AttentionCore], scopes: Scopes) -> dict[str, tuple[fx.Node, ...]]:
+    """The inputs [batch seq], of 1 and 0, whose content goes into a mask of an attention, by the side of its keys.
 
     Where what is added to scores depends on the text, so do masks; ids, by which rows are looked up, are no such input.
     """
-    masks = [core.node.kwargs.get("attn_mask") for core in cores]
-    found: dict[fx.Node, None] = {}
-    for mask in dict.fromkeys(mask for mask in masks if isinstance(mask, fx.Node)):
+    sides = [(core.node.kwargs.get("attn_mask"), scopes.of_core(core)) for core in cores]
+    found: dict[str, dict[fx.Node, None]] = {}
+    for mask, scope in dict.fromkeys(sides):
+        if not isinstance(mask, fx.Node):
+            continue
+        of_side = found.setdefault("encoder" if scope == "cross" else scope, {})
         for node in content_of(mask, set(ancestors(mask))):
             if not is_tensor(node) or value(node).dim() != 2 or value(node).dtype.is_floating_point:
                 continue
             if not any(is_call(user, "embedding") and user.args[1] is node for user in node.users):
-                found.setdefault(node)
-    return tuple(found)
+                of_side.setdefault(node)
+    return {side: tuple(nodes) for side, nodes in found.items()}
 
 
 def tokens_of(inputs: tuple[fx.Node, ...], x: object) -> fx.Node | None:

@@ -87,7 +87,10 @@ def token_lengths(graph: fx.Graph, site: Site, length: int) -> Iterator[str]:
         if node.op != "placeholder" or not isinstance(value(node), Tensor):
             continue
         kind = kind_of(node.name)
-        other_side = site.scope == "decoder" and not is_decoders(node.name)
+        # Both texts may be of one length: only what comes with this side's tokens has its names.
+        other_side = site.scope in ("encoder", "decoder") and is_decoders(node.name) != (
+            site.scope == "decoder"
+        )
         if kind is None or kind == "points" or other_side or value(node).dim() < 2:
             continue
         axis = -2 if kind == "rows" else -1

@@ -40,10 +40,11 @@ def test_golden_graph(golden: Callable[[str, str], None]) -> None:
 def written_out(own: dict[str, Tensor], rows: Tensor, layer: str, way: str) -> Tensor:
     """One layer of a long short-term memory in one direction, gate by gate."""
     step, state, bias = (own[f"{layer}{part}_{way}"] for part in ("step", "state", "bias"))
-    hidden, cell = torch.zeros(HIDDEN), torch.zeros(HIDDEN)
+    width = state.shape[1]
+    hidden, cell = torch.zeros(width), torch.zeros(width)
     outputs: dict[int, Tensor] = {}
     for place in range(len(rows)) if way == "f" else reversed(range(len(rows))):
-        gates = (step @ rows[place] + state @ hidden + bias).reshape(4, HIDDEN)
+        gates = (step @ rows[place] + state @ hidden + bias).reshape(4, width)
         put, forget, shown = (1 / (1 + (-gates[number]).exp()) for number in (0, 1, 3))
         cell = forget * cell + put * gates[2].tanh()
         hidden = shown * cell.tanh()
