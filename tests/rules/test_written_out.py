@@ -141,4 +141,8 @@ def test_each_scope_has_a_network_of_its_own(rule: str) -> None:
 
 
 def test_every_rule_is_written_out() -> None:
-    assert set(WHERE) == set(default_library().names())
+    missing = set(default_library().names()) - set(WHERE)
+    assert not missing, (
+        f"write the equations into tests/rules/written_out.py, and their places into this file: {missing}"
+    )
+    assert set(WHERE) <= set(default_library().names())

@@ -250,6 +250,8 @@ class WrittenOut:
             return lambda _, y: y + two_layers(y, held, functional.relu)
         if name == "adapter_fusion":
             return lambda _, y: y + fusion(y, plain(held, "fusion_"))
+        if name not in ("bottleneck", "parallel", "mam", "unipelt", "adapter_drop"):
+            raise NotImplementedError(f"the equation of {name} is written out nowhere here")
         own = plain(held, "bottleneck_", "attention_")
         told = {option.removeprefix("bottleneck_"): value for option, value in options.items()}
         scale, act, gate = told.get("scale", 1.0), ACTS[told.get("act", "relu")], self.gate(held, site)
