@@ -5,6 +5,7 @@ parameter with the same random values in each. For each pair it is measured whet
 
 - all that the plan says is trained gets a gradient that is not 0,
 - with one rule as it starts, which is as if it were not there, the outputs are those of the other alone,
+- in both orders, the outputs are those of both rules' equations written by hand into the plain model,
 - merging one into the weights of a plain model and compiling the other on that gives the same outputs,
 - both orders give the same outputs,
 - the pair comes back from a folder with the same bits, and whether it can be merged.
@@ -21,7 +22,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -36,16 +37,18 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.captured import Captured, fill, without_gradient  # noqa: E402
+from benchmarks.underneath import CLOSE, unlike  # noqa: E402
 from peftc.errors import MergeError, NoMatchError, PeftcError  # noqa: E402
 from peftc.lang import default_library  # noqa: E402
 from peftc.match import Plan  # noqa: E402
 from peftc.runtime.merging import unmergeable  # noqa: E402
 from peftc.store import load_adapter  # noqa: E402
 from tests.models import bert, llama, padding, tokens  # noqa: E402
+from tests.rules.written_out import WrittenOut  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "compositions.json"
-CLOSE, START = 1e-5, 1e-6
-"""How far outputs may be apart, and how near to the model a rule starts that starts as the model."""
+START = 1e-6
+"""How near to the model a rule starts that starts as the model."""
 
 
 @cache
@@ -82,7 +85,16 @@ def alone(kind: str, name: str) -> dict[str, Any]:
     starts = far(out(compiled, kind), out(captured(kind).model, kind)) <= START
     fill(compiled)
     plain = None if unmergeable(compiled.peftc_plan) else merged(compiled)
-    return {"compiled": compiled, "out": out(compiled, kind), "starts": starts, "merged": plain}
+    below = (
+        None if plain is None else captured(kind).of(plain)
+    )  # a rule may put in biases, which are then read
+    return {
+        "compiled": compiled,
+        "out": out(compiled, kind),
+        "starts": starts,
+        "merged": plain,
+        "below": below,
+    }
 
 
 def kind_for(names: Iterable[str]) -> str:
@@ -109,6 +121,10 @@ def measure(one: str, other: str) -> dict[str, Any]:
         return {**record, "refused": f"{type(error).__name__}: {error.message}", "names both": said}
     outs = [out(compiled, kind) for compiled in both]
     record["order"] = far(*outs)
+    record["equations"] = [
+        from_equations(kind, compiled, order)
+        for compiled, order in zip(both, (names, names[::-1]), strict=True)
+    ]
     both[0](**captured(kind).given).loss.backward()
     record["gradients"] = without_gradient(both[0])
     record["beside"], record["coupled"] = {}, {}
@@ -121,7 +137,7 @@ def measure(one: str, other: str) -> dict[str, Any]:
     record["over"] = {}
     for inside, outside in (names, names[::-1]):
         if (plain := alone(kind, inside)["merged"]) is not None:
-            on_it = out(fill(captured(kind).compiled([outside], plain)), kind)
+            on_it = out(fill(alone(kind, inside)["below"].compiled([outside], plain)), kind)
             record["over"][inside] = [far(each, on_it) for each in outs]
     with TemporaryDirectory() as folder:
         both[0].save_pretrained(Path(folder) / "adapter")
@@ -137,6 +153,14 @@ def measure(one: str, other: str) -> dict[str, Any]:
     return record
 
 
+def from_equations(kind: str, compiled: Any, names: Sequence[str]) -> float:
+    """How far outputs are from those of the rules' equations in the plain model, where tokens are no padding."""
+    held, real = captured(kind), padding().bool() if kind == "decoder" else slice(None)
+    with torch.no_grad():
+        want = WrittenOut(held.model, kind, compiled, names)(**held.given)
+    return far(out(compiled, kind)[real], want[real])
+
+
 def starts_from_trained(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether a rule starts from weights of the model which the other trains: its start is one of the weights too."""
     plan: Plan = one["compiled"].peftc_plan
@@ -145,7 +169,7 @@ def starts_from_trained(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(weights & set(other["compiled"].peftc_plan.trained))
 
 
-def broken(record: dict[str, Any]) -> list[str]:
+def broken(one: str, other: str, record: dict[str, Any]) -> list[str]:
     """The laws that a pair breaks, in words; a refusal breaks none if it names both."""
     if "failed" in record:
         return [f"an error that is not peftc's: {record['failed']}"]
@@ -157,6 +181,8 @@ def broken(record: dict[str, Any]) -> list[str]:
         for name, value in record["beside"].items()
         if value > CLOSE
     ]
+    found += [f"{value:.1g} from the equations" for value in record["equations"] if value > CLOSE]
+    found += unlike(one, other, record["over"])
     found += [] if record["saved"] else ["other bits after saving and loading"]
     if isinstance(record["merged"], float) and record["merged"] > CLOSE:
         found.append(f"merged differs by {record['merged']:.1g}")
@@ -198,11 +224,9 @@ def main() -> int:
         partial = RESULTS.with_suffix(".partial")
         partial.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n", encoding="utf-8")
         partial.replace(RESULTS)
-        wrong += bool(broken(record))
-        print(
-            f"{pair} {'; '.join(broken(record)) or 'holds'} ({time.perf_counter() - started:.1f} s)",
-            flush=True,
-        )
+        laws = broken(one, other, record)
+        wrong += bool(laws)
+        print(f"{pair} {'; '.join(laws) or 'holds'} ({time.perf_counter() - started:.1f} s)", flush=True)
     return min(wrong, 1)
 
 

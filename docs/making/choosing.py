@@ -37,7 +37,7 @@ def league_rows(names: list[str], found: tuple[Standing, ...]) -> str:
 def pairs() -> str:
     """How many pairs compose."""
     measured = records()
-    kinds = [kind(measured.get(pair)) for pair in combinations(default_library().names(), 2)]
+    kinds = [kind(*pair, measured.get(pair)) for pair in combinations(default_library().names(), 2)]
     composing = sum(each in (FREE, ORDERED) for each in kinds)
     return f"{composing} of {len(kinds)} pairs compose and {kinds.count(REFUSED)} are refused"
 

@@ -10,11 +10,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.underneath import CLOSE, REASONS, unlike
 from docs.making.markdown import code, page, table
 from peftc.lang import default_library
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "compositions.json"
-CLOSE = 1e-5
 FREE, ORDERED, REFUSED, BROKEN, ABSENT = "free", "ordered", "refused", "broken", "not measured"
 COLOURS = {FREE: "#8cc99b", ORDERED: "#9dbfe6", REFUSED: "#d9d9d9", BROKEN: "#d7301f", ABSENT: "#ffffff"}
 MEANINGS = {
@@ -37,7 +37,7 @@ def records() -> Records:
     return {pair: held["+".join(pair)] for pair in pairs if "+".join(pair) in held}
 
 
-def kind(record: Mapping[str, Any] | None) -> str:
+def kind(one: str, other: str, record: Mapping[str, Any] | None) -> str:
     """Which of `MEANINGS` a pair is."""
     if record is None:
         return ABSENT
@@ -49,6 +49,8 @@ def kind(record: Mapping[str, Any] | None) -> str:
         return BROKEN
     if isinstance(record["merged"], float) and record["merged"] > CLOSE:
         return BROKEN
+    if max(record["equations"]) > CLOSE or unlike(one, other, record["over"]):
+        return BROKEN
     return ORDERED if record["order"] > CLOSE else FREE
 
 
@@ -56,7 +58,7 @@ def compositions() -> str:
     """The page."""
     found = records()
     names = default_library().names()
-    kinds = {pair: kind(found.get(pair)) for pair in combinations(names, 2)}
+    kinds = {pair: kind(*pair, found.get(pair)) for pair in combinations(names, 2)}
     counts = {each: sum(one == each for one in kinds.values()) for each in MEANINGS}
     composing = {pair: found[pair] for pair, each in kinds.items() if each in (FREE, ORDERED)}
     return page(
@@ -69,8 +71,14 @@ def compositions() -> str:
         "![pairs of rules](compositions.svg)",
         "## What is measured of each pair",
         "\n".join(f"- {line}" for line in laws(composing.values())),
+        "## Where a rule acts otherwise over a merged one",
+        table(
+            ("compiled over a model", "with this in its weights", "why"),
+            ((code(outside), " ".join(map(code, inside)), why) for outside, inside, why in otherwise()),
+        ),
         "## Where the order is part of the method",
-        "What is nearer to the front of the list acts first; what comes after reads its result, as functions do.",
+        "What is nearer to the front of the list acts first; what comes after reads its result, as functions do. What acts "
+        "where a branch joins the stream (`compacter`, `pfeiffer`) reads what all others have made of the branch.",
         table(
             ("rule", "with"),
             grouped(pair for pair, each in kinds.items() if each == ORDERED),
@@ -90,14 +98,17 @@ def laws(composing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     over = [min(fars) for record in held for fars in record["over"].values()]
     yield f"All that its plan trains gets a gradient that is not 0: {len(held)} pairs."
     yield (
+        "In both orders, the outputs are those of both rules' equations, written by hand into the plain model: "
+        f"{len(held)} pairs, with random values in both."
+    )
+    yield (
         "With one rule as it starts (where that is as if it were not there), the outputs are those of the other alone: "
         f"{beside} cases."
     )
     yield (
         "An independent way to the same outputs: one rule merged into the weights of a plain model, the other compiled on "
-        f"that. {sum(far <= CLOSE for far in over)} of {len(over)} cases are equal; in the others both change or read the "
-        "same weights, so that what one does depends on the other (a length of a weight's rows, a decomposition of it, "
-        "its own training)."
+        f"that. {sum(far <= CLOSE for far in over)} of {len(over)} cases are equal to the pair in an order; the others are "
+        "below, with the reason of each."
     )
     coupled = sum(far > CLOSE for record in held for far in record.get("coupled", {}).values())
     if coupled:
@@ -107,6 +118,13 @@ def laws(composing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         )
     yield f"It comes back from a folder with the same bits: {sum(record['saved'] for record in held)} pairs."
     yield "Whether both orders give the same outputs, to 1e-5 of the largest; and whether it can be merged."
+
+
+def otherwise() -> Iterator[tuple[str, list[str], str]]:
+    """What acts otherwise, over what, and why."""
+    for why, cases in REASONS.items():
+        for outside in dict.fromkeys(outside for _, outside in cases):
+            yield outside, [inside for inside, its in cases if its == outside], why
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -187,7 +205,7 @@ def matrix() -> str:
             f'<text x="{left - 6:.0f}" y="{y + CELL * 0.72:.1f}" text-anchor="end">{escape(other)}</text>'
         )
         for column, one in enumerate(names[:row]):
-            each = kind(found.get((one, other)))
+            each = kind(one, other, found.get((one, other)))
             parts.append(
                 f'<rect x="{left + CELL * column:.0f}" y="{y:.0f}" width="{CELL - 1}" height="{CELL - 1}" '
                 f'fill="{COLOURS[each]}"><title>{escape(one)} + {escape(other)}: {each}</title></rect>'
@@ -196,7 +214,7 @@ def matrix() -> str:
         parts.append(
             f'<text transform="translate({x + 4:.0f},{y + CELL * 0.6:.1f}) rotate(-35)">{escape(other)}</text>'
         )
-    used = {kind(found.get(pair)) for pair in combinations(names, 2)}
+    used = {kind(*pair, found.get(pair)) for pair in combinations(names, 2)}
     at = top + size + 16
     for each, meaning in MEANINGS.items():
         if each in used:
