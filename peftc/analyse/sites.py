@@ -21,7 +21,7 @@ from peftc.analyse.tables import reached
 from peftc.analyse.tokens import begins_a_text
 from peftc.graphs.reading import is_parameter, is_tensor, module_path, shape, value
 
-SCOPED = frozenset({"linear", "attention", "ffn", "norm", "block", "embedding", "residual"})
+SCOPED = frozenset({"linear", "attention", "ffn", "norm", "block", "embedding", "residual", "positions"})
 """The roles whose sites are on a side of a model with an encoder and a decoder."""
 
 

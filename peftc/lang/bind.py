@@ -67,7 +67,8 @@ class Bound:
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
     They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
-    they are asked for; any other section under `also` follows its own match. `sites` are other values of options at
+    they are asked for; any other section under `also` follows its own match, on the sides of the model that the user
+    chose, if those alone are named. `sites` are other values of options at
     some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
     them (`peftc.lang.saved`). `shrunk` is what was taken out after training. A rule that is `kept` was trained before:
     other rules stand on what it learned, and nothing of it trains any more.
@@ -105,6 +106,17 @@ class Bound:
             chosen = (selector for selector in self.parts if selector.part in words)
             return tuple(own for selector in chosen for own in selector.own(section.match.part))
         return tuple(_selector(text) for text in section.match.part)
+
+    @property
+    def sides(self) -> frozenset[str]:
+        """Where the user asks for nothing but parts on sides of a model: these, also for sections that are not chosen.
+
+        An attention across is the decoder's, as what stands around it.
+        """
+        scopes = [selector.scope for selector in self.parts]
+        if not all(scopes):
+            return frozenset()
+        return frozenset("decoder" if scope == "cross" else scope for scope in scopes if scope)
 
     def chooses(self, section: Section) -> bool:
         """Whether the user's parts and path choose among the sites of a section."""

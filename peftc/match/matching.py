@@ -149,6 +149,8 @@ def not_asked(bound: Bound, section: Section, site: Site) -> str | None:
     if parts and not any(asks_for(selector, site) for selector in parts):
         said = ", ".join(selector.text for selector in parts)
         return f"part {site.part or OTHER} is not among {said}"
+    if not chosen and site.scope and bound.sides and site.scope not in bound.sides:
+        return f"in the {site.scope}, not in the {' or '.join(sorted(bound.sides))}"
     if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
         return f"path does not match {bound.path_glob}"
     if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:

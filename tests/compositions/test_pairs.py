@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compositions import RESULTS, broken, digest_of, measure
+from benchmarks.underneath import unlike
 from docs.making import compositions
 from peftc.lang import default_library
 
@@ -17,11 +18,11 @@ NAMES = default_library().names()
 
 @pytest.mark.parametrize(
     ("one", "other", "merges", "ordered"),
-    [("lora", "prefix", False, False), ("ia3", "oft", True, False)],
+    [("lora", "prefix", False, False), ("ia3", "oft", True, False), ("bitfit", "lora", True, False)],
 )
 def test_a_few_pairs(one: str, other: str, merges: bool, ordered: bool) -> None:
     record = measure(one, other)
-    assert broken(record) == []
+    assert broken(one, other, record) == []
     assert isinstance(record["merged"], float) == merges
     assert (record["order"] > 1e-5) == ordered
     assert record["beside"]
@@ -31,13 +32,24 @@ def test_a_few_pairs(one: str, other: str, merges: bool, ordered: bool) -> None:
 def test_a_pair_that_cannot_be_is_refused_with_both_names() -> None:
     record = measure("full", "nf4")
     assert record["names both"], record
-    assert broken(record) == []
+    assert broken("full", "nf4", record) == []
+
+
+def test_a_rule_over_a_merged_one_is_told_apart_only_with_a_reason() -> None:
+    assert unlike("bitfit", "lora", {"bitfit": [0.0, 0.5], "lora": [1e-6, 1e-6]}) == []
+    assert unlike("bitfit", "lora", {"bitfit": [0.5, 0.5]}) == [
+        "lora acts unlike beside bitfit over a model with bitfit in its weights"
+    ]
+    assert unlike("dora", "lora", {"lora": [0.5, 0.5]}) == []
+    assert unlike("dora", "lora", {"lora": [0.0, 0.5]}) == [
+        "dora acts like beside lora over a model with lora in its weights"
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("one", NAMES)
 def test_all_pairs(one: str) -> None:
-    found = {(one, other): broken(measure(one, other)) for other in NAMES if other > one}
+    found = {(one, other): broken(one, other, measure(one, other)) for other in NAMES if other > one}
     wrong = {pair: laws for pair, laws in found.items() if laws}
     assert not wrong
 
@@ -56,18 +68,24 @@ def test_the_page_says_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> 
     whole: dict[str, Any] = {
         "gradients": [],
         "saved": True,
+        "equations": [1e-7, 1e-7],
         "beside": {"ia3": 0.0},
         "over": {"ia3": [0.0, 0.5]},
     }
     held = {
         ("ia3", "lora"): {**whole, "order": 0.0, "merged": 1e-7},
         ("ia3", "oft"): {**whole, "order": 0.3, "merged": "ia3 and oft cannot be merged together"},
+        ("ia3", "rslora"): {**whole, "order": 0.0, "merged": 1e-7, "over": {"ia3": [0.5, 0.5]}},
+        ("ia3", "loha"): {**whole, "order": 0.0, "merged": 1e-7, "equations": [0.0, 0.5]},
         ("ia3", "nf4"): {"refused": "MatchError: nf4 and ia3", "names both": True},
         ("ia3", "mam"): {**whole, "order": 0.0, "merged": 1e-7, "gradients": ["x.peftc.l"]},
     }
-    assert [compositions.kind(each) for each in (*held.values(), None)] == [
+    kinds = [compositions.kind(*pair, each) for pair, each in held.items()]
+    assert [*kinds, compositions.kind("ia3", "vera", None)] == [
         compositions.FREE,
         compositions.ORDERED,
+        compositions.BROKEN,
+        compositions.BROKEN,
         compositions.REFUSED,
         compositions.BROKEN,
         compositions.ABSENT,

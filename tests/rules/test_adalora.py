@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 import peftc
-from tests.models import llama, padding, randomise, tokens
+from tests.models import bert, llama, padding, randomise, tokens
+from tests.rules.test_adapter_fusion import t5
 
 RANK, TARGET, ALPHA, GAMMA, STEPS, WARMUP, COOLDOWN, EVERY = 4, 2, 8, 0.1, 12, 2, 3, 2
 LONG = {"steps": 100, "warmup": 10, "cooldown": 20, "every": 5}
@@ -177,6 +179,48 @@ def test_the_loss_is_the_papers() -> None:
     trained = compiled.train()(**given).loss
     assert compiled.auxiliary_loss().detach().item() == pytest.approx(expected.item(), rel=1e-6)
     assert (trained - plain).detach().item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "targets"),
+    [(bert, r".*\.(query|value)|.*layer\.\d+\.output\.dense"), (t5, r".*Attention\.(q|v)|.*\.wo")],
+    ids=["encoder", "both"],
+)
+def test_values_and_gradients_are_those_of_hf_peft(make: Callable[[], Any], targets: str) -> None:
+    """With some ranks cut off. HF PEFT divides by how many there were, plus 1e-5."""
+    from peft import AdaLoraConfig, get_peft_model
+
+    model = make()
+    config = AdaLoraConfig(
+        init_r=RANK, target_r=TARGET, lora_alpha=ALPHA, lora_dropout=0.0, total_step=STEPS, target_modules=targets
+    )  # fmt: skip
+    theirs: Any = get_peft_model(copy.deepcopy(model), config).eval()
+    given = {"input_ids": tokens(), "attention_mask": padding()}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = tokens(seed=8)
+    compiled: Any = peftc.compile(model, [SPEC], given, defaults=False).eval()
+    randomise(compiled, scale=0.2)
+    pairs = []
+    for each in compiled.peftc_plan.applications:
+        for made in each.parameters:
+            own = compiled.get_parameter(made.path)
+            other = theirs.get_parameter(f"base_model.model.{each.site.path}.lora_{made.name}.default")
+            with torch.no_grad():
+                if made.name == "E":
+                    own[::2] = 0
+                other.copy_(own.view_as(other))
+            pairs.append((own, other))
+    assert {id(p) for p in theirs.parameters() if p.requires_grad} == {id(other) for _, other in pairs}
+    got, want = compiled(**given).logits, theirs(**given).logits
+    assert (got - model(**given).logits).abs().max() > 1e-3
+    assert (got - want).abs().max() <= 1e-5 * max(1.0, float(want.detach().abs().max()))
+    got.square().mean().backward()
+    want.square().mean().backward()
+    for own, other in pairs:
+        assert own.grad is not None
+        assert other.grad is not None
+        far = (own.grad - other.grad.view_as(own)).abs().max()
+        assert far <= 1e-5 * other.grad.abs().max()
 
 
 @pytest.mark.slow

@@ -82,13 +82,21 @@ def test_the_network_written_out(name: str, network: str) -> None:
         assert float(other.abs().max()) > 0
 
 
-@pytest.mark.parametrize("network", ["lstm", "mlp"])
-def test_hf_peft_with_the_same_network(network: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("llama", "lstm"),
+        ("llama", "mlp"),
+        pytest.param("bert", "lstm", marks=pytest.mark.slow),
+        ("bert", "mlp"),
+    ],
+)
+def test_hf_peft_with_the_same_network(name: str, network: str) -> None:
     from peft import PromptEncoderConfig, get_peft_model
 
-    model, compiled, own = made("llama", network)
+    model, compiled, own = made(name, network)
     config = PromptEncoderConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if name == "llama" else "SEQ_CLS",
         num_virtual_tokens=ROWS,
         encoder_reparameterization_type=network.upper(),
         encoder_hidden_size=HIDDEN,
@@ -119,10 +127,13 @@ def test_hf_peft_with_the_same_network(network: str) -> None:
     with torch.no_grad():
         for key, parameter in pairs.items():
             parameter.copy_(own[key])
-    given = call("llama")
+    given = call(name)
     one, other = compiled(**given), theirs(**given)
-    real = given["attention_mask"].bool()
-    assert (one.logits[real] - other.logits[:, ROWS:][real]).abs().max() <= 1e-5
+    if name == "llama":
+        real = given["attention_mask"].bool()
+        assert (one.logits[real] - other.logits[:, ROWS:][real]).abs().max() <= 1e-5
+    else:
+        assert (one.logits - other.logits).abs().max() <= 1e-5
     ours = torch.autograd.grad(one.loss, list(own.values()))
     gradients = torch.autograd.grad(other.loss, [pairs[key] for key in own])
     for mine, yours in zip(ours, gradients, strict=True):

@@ -134,6 +134,52 @@ def test_the_written_out_attention(name: str, spec: str, scopes: set[str]) -> No
         assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
 
 
+def test_hf_peft_has_the_decoders() -> None:
+    """And no other; of its rows, layer i of L reads the keys and values of layer 2 i mod L, here the first for both."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    model, given = model_and_call("bart")
+    config = PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=PREFIX)
+    theirs: Any = get_peft_model(copy.deepcopy(model), config).eval()
+    spec = f"prefix:decoder(length={PREFIX}, positions=shift)"
+    compiled: Any = peftc.compile(model, [spec], given, defaults=False).eval()
+    randomise(compiled)
+    first, second = (
+        [compiled.get_parameter(made.path) for made in each.parameters]
+        for each in compiled.peftc_plan.applications
+        if each.parameters
+    )
+    embedding = theirs.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        for one, other in zip(first, second, strict=True):
+            other.copy_(one)
+        rows = [each.transpose(0, 1).flatten(1) for each in first]
+        embedding.copy_(torch.cat([*rows, *map(torch.zeros_like, rows)], -1))
+    got, want = compiled(**given).logits, theirs(**given).logits
+    assert (got - model(**given).logits).abs().max() > 1e-3
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    ours = torch.autograd.grad(got.square().sum(), [*first, *second])
+    (whole,) = torch.autograd.grad(want.square().sum(), [embedding])
+    mine = [one + other for one, other in zip(ours[:2], ours[2:], strict=True)]
+    rows = [each.transpose(0, 1).flatten(1) for each in mine]
+    assert (torch.cat(rows, -1) - whole[:, : whole.shape[1] // 2]).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_only_the_side_that_is_asked_for_is_shifted_or_trained() -> None:
+    model, given = model_and_call("bart")
+    plan = peftc.plan(model, ["prefix:cross(positions=shift)"], given, defaults=False)
+    assert {each.site.path for each in plan.applications if each.site.role == "positions"} == {
+        "model.decoder.embed_positions"
+    }
+    (skip,) = [each for each in plan.skips if each.site.role == "positions"]
+    assert skip.reason == "in the encoder, not in the decoder"
+    plan = peftc.plan(model, ["houlsby:encoder"], given, defaults=False)
+    assert plan.trained
+    assert all(path.startswith("model.encoder.") for path in plan.trained)
+    both = peftc.plan(model, ["houlsby"], given, defaults=False)
+    assert any(path.startswith("model.decoder.") for path in both.trained)
+
+
 @pytest.mark.parametrize("name", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
 def test_generation_reads_each_of_them(name: str) -> None:
     """Token by token with caches, as one forward says: the encoder apart, keys across taken from the cache."""

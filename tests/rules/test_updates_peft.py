@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import peftc
-from tests.models import bert, padding, tokens
+from tests.models import bert, llama, padding, tokens
+from tests.rules.test_adapter_fusion import t5
 from tests.rules.test_updates import shake
 
 RANK, ALPHA = 4, 6
@@ -228,12 +229,23 @@ def test_an_initial_part_of_the_matrix_is_the_same(name: str) -> None:
         assert relative(ours * sign, other) <= 1e-4
 
 
-def test_scaled_keys_values_and_inner_activations() -> None:
-    model = bert()
-    inner = r".*layer\.\d+\.output\.dense"
-    config = peft.IA3Config(target_modules=rf".*\.(key|value)|{inner}", feedforward_modules=inner)
+SCALED: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "encoder": (bert, r".*\.(key|value)", r".*layer\.\d+\.output\.dense"),
+    "decoder": (llama, r".*\.(k|v)_proj", r".*\.down_proj"),
+    "both": (t5, r".*Attention\.(k|v)", r".*\.wo"),
+}
+"""A model, and what HF PEFT calls its keys and values, and the last maps of its feed-forward networks."""
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_keys_values_and_inner_activations(kind: str) -> None:
+    make, outer, inner = SCALED[kind]
+    model = make()
+    config = peft.IA3Config(target_modules=f"{outer}|{inner}", feedforward_modules=inner)
     theirs: Any = peft.get_peft_model(copy.deepcopy(model), config).eval()
     given = {"input_ids": tokens(), "attention_mask": padding()}
+    if kind == "both":
+        given["decoder_input_ids"] = tokens(seed=8)
     compiled: Any = peftc.compile(model, ["ia3"], given, defaults=False).eval()
     shake(compiled)
     pairs = []
@@ -245,7 +257,8 @@ def test_scaled_keys_values_and_inner_activations() -> None:
             other.copy_(ours.view_as(other))
         pairs.append((ours, other))
     assert {id(p) for p in theirs.parameters() if p.requires_grad} == {id(other) for _, other in pairs}
-    got, want = compiled(**given).logits, theirs(**given).logits
+    real = padding().bool() if kind == "decoder" else slice(None)
+    got, want = compiled(**given).logits[real], theirs(**given).logits[real]
     assert relative(got, want) <= 1e-5
     got.square().mean().backward()
     want.square().mean().backward()
