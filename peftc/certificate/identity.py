@@ -22,7 +22,7 @@ from peftc.runtime.twin import twin
 
 SMALL = 0.01
 """The largest spread with which a rule draws what is to start near 0."""
-NEAR = 2e-3
+NEAR = 5e-3
 """The largest relative difference of a rule that does."""
 
 

@@ -29,8 +29,8 @@ def padding(subject: Subject) -> Finding:
     figures: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for side in ("behind", "before"):
-        if side == "before" and any(slides(subject, each) for each in subject.plan.applications):
-            reasons[side] = "keys in front fall out of a sliding window, which counts padding too"
+        if side == "before" and (why := distance_counts(subject)):
+            reasons[side] = why
             continue
         asked = figure_of(subject, partial(padded_apart, subject, side))
         if isinstance(asked, str):
@@ -45,6 +45,16 @@ def padding(subject: Subject) -> Finding:
     return within(name, figures[worst], 10 * subject.tolerance, detail)
 
 
+def distance_counts(subject: Subject) -> str:
+    """Why padding between what a rule puts in front and the text moves the two apart; "" where it does not."""
+    applications = subject.plan.applications
+    if any(slides(subject, each) for each in applications):
+        return "keys in front fall out of a sliding window, which counts padding too"
+    if not subject.takes("position_ids") and any(ROLES[each.site.role].grows for each in applications):
+        return "rows in front are as far from the text as the padding is long, and the model takes no places"
+    return ""
+
+
 PADDING = 3
 
 
@@ -54,7 +64,8 @@ def padded_apart(subject: Subject, side: str, module: nn.Module) -> float:
     both = "decoder_input_ids" in short
     ids = short["input_ids"]
     short = short if both else {"input_ids": ids}
-    ones, more = torch.ones_like(ids), ids[:, :PADDING]
+    # Not the first ones: a model that reads its output at the first place would see no difference.
+    ones, more = torch.ones_like(ids), ids[:, 1 : PADDING + 1]
     texts, masks = [ids, more], [ones, 0 * ones[:, :PADDING]]
     at = slice(0, ids.shape[1])
     if side == "before":
