@@ -21,6 +21,17 @@ from peftc.lang.results import numbers as numbers_axes
 from peftc.lang.sizes import FUNCTIONS
 
 EXAMPLE = Path(__file__).parents[2] / "rules" / "lora.toml"
+CHOICES = (
+    ("a scope, layers, a path", "Nothing outside of them is changed, whatever the section; only sections that go along "
+     "with others, below, are not asked for a path or layers."),
+    ("a path, where parts follow the rule's colon", "It stands in the place of the parts: `lora:path=*.out_proj`. "
+     "Elsewhere it chooses among the sections' own."),
+    ("a part", "Sections whose roles have it go there, instead of to their own parts; sections whose roles do not have "
+     "it do not act. A part that no section can have is refused, with those that some can."),
+    ("a part, of a rule that places different things", "It chooses among each section's own parts, and adds none: "
+     "`houlsby:attention` is the bottleneck behind `o`, `houlsby:ffn` that behind the feed-forward network. Sections "
+     "place different things if their roles or parts differ; where parts follow the colon, they are as above."),
+)  # fmt: skip
 WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
 
 
@@ -86,6 +97,17 @@ def language() -> str:
         "## Specs",
         f"What users write for a rule: `{GRAMMAR}`.",
         table(("piece", "meaning"), ((code(piece), meaning) for piece, meaning in PIECES)),
+        "## What is chosen in which section",
+        "What a user names narrows every section of a rule, those of the rules that it uses too.",
+        table(("named", "what it does"), CHOICES),
+        "A section that makes no parameters, at other roles than those that do, **accompanies** them: it acts whatever part "
+        "is named, as norms do that train beside adapters (`houlsby:ffn` trains them too), within the scopes, layers and "
+        "path. One that trains nothing either, such as what moves positions for a prefix, **goes along**: it acts where "
+        "sections do that read an option which it reads too, in their scopes. What "
+        "stands around an attention across is the decoder's.",
+        "A plan notes what was asked for and comes to nothing: an option with another value than its default that only "
+        "switches on sections which act nowhere, a part nothing of which is changed, a section that would act by itself "
+        "and has no site among those that were named.",
         "## Editors",
         "[`rules/rule.schema.json`](../rules/rule.schema.json) is a JSON Schema of rule files: an editor that knows "
         "one completes keys, roles and parts, and marks what is wrong. In this repository `.taplo.toml` points to it; "

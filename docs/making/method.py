@@ -111,9 +111,16 @@ def options(rule: Rule) -> Iterator[str]:
     after = {"part": "the parts it goes to", None: "nothing"}.get(
         rule.shorthand, f"the option {code(rule.shorthand)}"
     )
-    parts = ", ".join(map(code, rule.match.part))
-    where = f"role {', '.join(map(code, rule.match.role))}" + (f", parts {parts}" if parts else "")
+    usual = {name: option.default for name, option in rule.options.items()}
+    sections = [each for each in rule.sections if not each.asked and is_on(rule, each, usual)]
+    where = "; ".join(dict.fromkeys(map(place, sections)))
     yield f"In a spec, {code(rule.name + ':')} is followed by {after}. Unless told otherwise it goes to: {where}."
+
+
+def place(section: Section) -> str:
+    """Where a section goes by itself."""
+    parts = ", ".join(map(code, section.match.part))
+    return f"role {', '.join(map(code, section.match.role))}" + (f", parts {parts}" if parts else "")
 
 
 def shown(value: object) -> str:

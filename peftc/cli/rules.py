@@ -21,8 +21,9 @@ from peftc.lang import (
     Rule,
     Section,
     default_library,
-    known_words,
+    is_on,
     load_rule,
+    words,
     write,
 )
 
@@ -113,12 +114,13 @@ def _describe(rule: Rule) -> None:
 def _tables(rule: Rule) -> Iterator[tuple[str, Table]]:
     """Each part of the description with its title."""
     after = {"part": "the parts", None: "nothing"}.get(rule.shorthand, f"the option {rule.shorthand}")
+    usual = {name: option.default for name, option in rule.options.items()}
+    sections = (each for each in rule.sections if not each.asked and is_on(rule, each, usual))
     facts = {
         "paper": rule.paper,
         "after the colon": after,
-        "role": ", ".join(rule.match.role),
-        "parts by default": ", ".join(rule.match.part) or "all of the role",
-        "parts it can go to": ", ".join((*known_words(rule.match.role), "path=GLOB")),
+        "goes to": "; ".join(dict.fromkeys(map(_place, sections))),
+        "parts it can go to": ", ".join((*words(rule), "path=GLOB")),
         "on by default": "yes, wherever it matches" if rule.default else "",
         **{key: ", ".join(getattr(rule, key)) for key in ("before", "after", "conflicts")},
     }
@@ -136,6 +138,12 @@ def _tables(rule: Rule) -> Iterator[tuple[str, Table]]:
                 ),
             )
         yield f"equations{suffix}", _table(_equations(section))
+
+
+def _place(section: Section) -> str:
+    """Where a section goes by itself."""
+    parts = ", ".join(section.match.part) or "all parts"
+    return f"{', '.join(section.match.role)}: {parts}"
 
 
 def kinds_of(made: Parameter) -> Iterator[str]:

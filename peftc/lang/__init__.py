@@ -14,8 +14,9 @@ from peftc.lang.axes import (
     read_dimensions,
     show,
 )
-from peftc.lang.bind import Bound, PartSelector, RuleLike, bind, bind_all, flatten, numbered
+from peftc.lang.bind import Bound, RuleLike, bind, bind_all, flatten, numbered
 from peftc.lang.check import check
+from peftc.lang.choosing import PartSelector, accompanies, goes_along, share_options, sides, words
 from peftc.lang.codes import CODES
 from peftc.lang.condition import Condition, conditions, is_on, off, unmet
 from peftc.lang.document import (
@@ -118,6 +119,7 @@ __all__ = [
     "Use",
     "Walk",
     "accepts",
+    "accompanies",
     "behind_fold",
     "bind",
     "bind_all",
@@ -127,6 +129,7 @@ __all__ = [
     "counted_by",
     "default_library",
     "flatten",
+    "goes_along",
     "grown_by",
     "is_on",
     "known_words",
@@ -151,8 +154,11 @@ __all__ = [
     "register",
     "register_format",
     "register_policy",
+    "share_options",
     "show",
+    "sides",
     "signature",
     "unmet",
+    "words",
     "write",
 ]

@@ -17,10 +17,19 @@ from typing import Any, TypeAlias, cast
 from peftc.errors import OptionValueError, SpecError, UnknownOptionError, UnknownRuleError, carets, instead
 from peftc.lang.axes import Constant
 from peftc.lang.check import check
+from peftc.lang.choosing import (
+    PartSelector,
+    accompanies,
+    chosen_roles,
+    goes_along,
+    own_parts,
+    selector,
+    words,
+)
 from peftc.lang.document import Rule, Section
 from peftc.lang.library import Library, default_library, load_rule
 from peftc.lang.reading import read_mapping
-from peftc.lang.roles import SCOPES, accepts, known_words
+from peftc.lang.roles import ROLES, SCOPES, known_words
 from peftc.lang.shrunk import Shrunk, as_data, from_data
 from peftc.lang.site_options import SiteOptions, one_for_all, options_at
 from peftc.lang.source import Source
@@ -34,42 +43,12 @@ CHOICES = ("part", "layers", "path", "sites")
 
 
 @dataclass(frozen=True)
-class PartSelector:
-    """`decoder.q`: a part (or a group of parts, or a role's own name), in one scope or in any.
-
-    `decoder` alone is what the rule goes to by itself, in that scope.
-    """
-
-    scope: str | None
-    part: str
-    text: str
-
-    def accepts(self, role: str, part: str, scope: str | None = None) -> bool:
-        """Whether it chooses a site of this role, part and scope."""
-        inside = self.scope is None or self.scope == (scope or "")
-        return inside and (not self.part or accepts(role, self.part, part))
-
-    def own(self, parts: tuple[str, ...]) -> tuple[PartSelector, ...]:
-        """What it chooses in a section for these parts: a scope alone, each of them in it."""
-        if self.part or not parts:
-            return (self,)
-        named = (_selector(part) for part in parts)
-        return tuple(
-            replace(each, scope=self.scope, text=self.text)
-            for each in named
-            if each.scope in (None, self.scope)
-        )
-
-
-@dataclass(frozen=True)
 class Bound:
     """A rule, ready to be matched.
 
     `parts`, `layers` and `path_glob` are what the user chose; empty means that the rule's own parts hold.
-    They choose among the sites of the rule's main section, of those that follow it, and of those that act only when
-    they are asked for; any other section under `also` follows its own match, on the sides of the model that the user
-    chose, if those alone are named. `sites` are other values of options at
-    some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
+    They choose among the sites of every section (`peftc.lang.choosing` says how parts do). `sites` are other values of
+    options at some of the sites, of any section. `saved` are the adapters that parameters are read from, by what the user calls
     them (`peftc.lang.saved`). `shrunk` is what was taken out after training. A rule that is `kept` was trained before:
     other rules stand on what it learned, and nothing of it trains any more.
     """
@@ -101,32 +80,19 @@ class Bound:
 
     def parts_of(self, section: Section) -> tuple[PartSelector, ...]:
         """The parts that a section of the rule is for; none means every part of its roles."""
-        if self.chooses(section) and (self.parts or self.path_glob):
-            words = (*known_words(section.match.role), *([] if section.asked else [""]))
-            chosen = (selector for selector in self.parts if selector.part in words)
-            return tuple(own for selector in chosen for own in selector.own(section.match.part))
-        return tuple(_selector(text) for text in section.match.part)
-
-    @property
-    def sides(self) -> frozenset[str]:
-        """Where the user asks for nothing but parts on sides of a model: these, also for sections that are not chosen.
-
-        An attention across is the decoder's, as what stands around it.
-        """
-        scopes = [selector.scope for selector in self.parts]
-        if not all(scopes):
-            return frozenset()
-        return frozenset("decoder" if scope == "cross" else scope for scope in scopes if scope)
-
-    def chooses(self, section: Section) -> bool:
-        """Whether the user's parts and path choose among the sites of a section."""
-        return section is self.rule or section.asked or section.follows
+        if goes_along(self.rule, section):
+            return own_parts(section)
+        if self.parts:
+            chosen = (each for named in self.parts for each in named.within(self.rule, section))
+            return tuple(dict.fromkeys(chosen))
+        in_place = self.rule.shorthand == "part" and not accompanies(self.rule, section)
+        return () if self.path_glob is not None and in_place else own_parts(section)
 
     def wants(self, section: Section) -> bool:
-        """Whether the user's parts and path leave a section anything to act on."""
-        if self.path_glob is not None or not self.chooses(section):
-            return True
-        return bool(self.parts_of(section)) if self.parts else not section.asked
+        """Whether the user's parts leave a section anything to act on."""
+        if self.parts and not goes_along(self.rule, section):
+            return bool(self.parts_of(section))
+        return not section.asked or self.path_glob is not None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -151,12 +117,6 @@ class Bound:
         bound = request.bound(rule, given, fields)
         label, shrunk = _label(flat.get("label", rule.name)), from_data(flat.get("shrunk", ()))
         return replace(bound, label=label, saved=tuple(saved), shrunk=shrunk, kept=flat.get("kept") is True)
-
-
-def chosen_roles(rule: Rule) -> tuple[str, ...]:
-    """The roles of a rule's main section, of those that follow it, and of those that act when they are asked for."""
-    sections = (rule, *(section for section in rule.also if section.asked or section.follows))
-    return tuple(dict.fromkeys(role for section in sections for role in section.match.role))
 
 
 def flatten(bound: Bound) -> dict[str, Any]:
@@ -255,12 +215,12 @@ def _site_settings(given: SiteSettings, rule: Rule, request: _Request) -> dict[s
 
 
 def _names_parts(rule: Rule, text: str) -> bool:
-    """Whether what follows the colon can only be meant as parts: words of the rule's roles, of no option's type."""
+    """Whether what follows the colon can only be meant as parts: words of roles, of no option's type."""
     if rule.shorthand is None or isinstance(rule.options[rule.shorthand].default, str):
         return False
-    words = known_words(chosen_roles(rule))
+    known = known_words(tuple(ROLES))
     named = (word.strip() for word in text.split(","))
-    return all(word in SCOPES or word.rpartition(".")[2] in words for word in named)
+    return all(word in SCOPES or word.rpartition(".")[2] in known for word in named)
 
 
 def _bind_mapping(given: Mapping[str, Any], library: Library) -> Bound:
@@ -349,23 +309,22 @@ class _Request:
         """The selectors that a comma list or a sequence names, or the glob after `path=`."""
         if isinstance(part, str) and part.startswith("path="):
             return (), self._path(part.removeprefix("path="))
-        words = part.split(",") if isinstance(part, str) else part
-        if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        named = part.split(",") if isinstance(part, str) else part
+        if not isinstance(named, Sequence) or not all(isinstance(word, str) for word in named):
             raise self.fail(SpecError, "part", f"part is a text or a list of texts, not {part!r}")
-        return tuple(self._part(rule, word.strip()) for word in cast("Sequence[str]", words)), None
+        return tuple(self._part(rule, word.strip()) for word in cast("Sequence[str]", named)), None
 
     def _part(self, rule: Rule, word: str) -> PartSelector:
-        selector = _selector(word)
-        words = known_words(chosen_roles(rule))
+        named, known = selector(word), words(rule)
         if word in SCOPES:
-            return selector
-        if selector.scope is not None and selector.scope not in SCOPES:
-            hint = instead(selector.scope, SCOPES)
-            raise self.fail(SpecError, "part", f"{word!r}: there is no scope {selector.scope!r}", hint)
-        if selector.part not in words:
-            message = f"{rule.name} has no part {selector.part!r} to go to"
-            raise self.fail(SpecError, "part", message, f"{instead(selector.part, words)}; or path=GLOB")
-        return selector
+            return named
+        if named.scope is not None and named.scope not in SCOPES:
+            hint = instead(named.scope, SCOPES)
+            raise self.fail(SpecError, "part", f"{word!r}: there is no scope {named.scope!r}", hint)
+        if named.part not in known:
+            message = f"{rule.name} has no part {named.part!r} to go to"
+            raise self.fail(SpecError, "part", message, f"{instead(named.part, known)}; or path=GLOB")
+        return named
 
     def _path(self, path: object) -> str:
         if not isinstance(path, str) or not path.strip() or any(space in path for space in ", "):
@@ -387,13 +346,6 @@ class _Request:
             case [*numbers] if numbers and all(type(number) is int and number >= 0 for number in numbers):
                 return read_layers(",".join(map(str, numbers)))
         raise self.fail(SpecError, "layers", f"layers are a text such as 4-11, or numbers, not {layers!r}")
-
-
-def _selector(text: str) -> PartSelector:
-    if text in SCOPES:
-        return PartSelector(text, "", text)
-    scope, dot, part = text.rpartition(".")
-    return PartSelector(scope if dot else None, part, text)
 
 
 def _spec_value(setting: Setting, rule: Rule) -> object:

@@ -250,8 +250,8 @@ class Section(Data):
     )
     follows: bool = Field(
         default=False,
-        description="Whether the parts and the path that the user names choose among its sites too, as they do among "
-        "the first section's.",
+        description="Whether this section is for what the first one is for, at the same roles, though its parts be "
+        "others: parts that the user names then stand in place of both.",
     )
     parameters: dict[Name, Parameter] = Field(
         default_factory=dict, description="Tensors that are made at each site, by name."

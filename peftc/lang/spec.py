@@ -7,6 +7,7 @@ SpecError, with carets.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from peftc.errors import SpecError, carets
@@ -26,9 +27,13 @@ PIECES = (
         "The value of the option that the rule calls its shorthand; or, where that is `part`, the parts it "
         "goes to, with commas between them: parts, groups, either with a scope in front (`decoder.q`), a "
         "scope alone (`decoder`: the rule's own parts in it), or `path=GLOB` over module paths. Parts can stand there "
-        "too where the shorthand is a number: `prefix:encoder(length=20)`.",
+        "too where the shorthand is a number: `prefix:encoder(length=20)`. They narrow every section of the rule.",
     ),
-    ("@layers", "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`."),
+    (
+        "@layers",
+        "Layers by number, from 0, both ends included: `4-11`, `0,3,5-7`, `6-`, `-3`. A number that the model does not "
+        "have is an error; `6-` is whatever there is from 6 on.",
+    ),
     ("(option=value, …)", "Options of the rule by name; a text may stand in quotes."),
     (
         "; glob: option=value, …",
@@ -63,6 +68,17 @@ class Layers:
         if not isinstance(layer, int):
             return False
         return any(first <= layer and (last is None or layer <= last) for first, last in self.ranges)
+
+    def beyond(self, there: Collection[int]) -> tuple[int, ...]:
+        """The layers that it names and that are not there; of a range, those behind the last."""
+        last = max(there, default=-1)
+        named = [
+            number
+            for low, high in self.ranges
+            if high is not None
+            for number in ([low] if low == high else range(max(low, last + 1), high + 1))
+        ]
+        return tuple(dict.fromkeys(number for number in named if number not in there))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from peftc.analyse import Analysis, Site
 from peftc.lang import is_on
-from peftc.match.matching import not_asked
+from peftc.match.asking import not_asked
 from peftc.match.plan import Plan
 
 

@@ -14,24 +14,29 @@ from dataclasses import replace
 from torch import fx, nn
 
 from peftc.analyse import Analysis, Site
-from peftc.errors import BudgetError, MatchError, NoMatchError, UnknownPartError
+from peftc.errors import BudgetError, MatchError, NoMatchError
 from peftc.graphs.reading import shape
 from peftc.lang import (
     ANY,
     Bound,
     Constant,
-    PartSelector,
+    Rule,
     Section,
+    accompanies,
+    goes_along,
     is_on,
     lift_problem,
     off,
+    share_options,
     show,
+    sides,
     signature,
     unmet,
 )
 from peftc.lang.roles import OTHER, ROLES
 from peftc.lang.scope import expressions, names_behind
 from peftc.lang.sizes import size_at
+from peftc.match.asking import left_by_choice, not_asked
 from peftc.match.fitting import (
     missing_ports,
     of_training,
@@ -40,15 +45,18 @@ from peftc.match.fitting import (
     uneven,
     unplaceable,
 )
+from peftc.match.idle import idle
 from peftc.match.ordering import order, refuse_overwriting
 from peftc.match.plan import ADAPTER, Application, NewParameter, Plan, Skip
 from peftc.match.quantising import Quantising, of_quantised
+from peftc.match.refusing import refuse_unknown_layers, refuse_unknown_parts, told
 from peftc.match.sharing import WEIGHTED, leaks, refuse_misfits, seed, shared, tied, widest
 from peftc.match.training import trained_already, training
 from peftc.match.unfound import asks_for_attention, before_heads, unfound
 from peftc.quantised import quantised_in
 from peftc.quantised.weight import HOME
 
+GONE = "its gate was 0, and it was taken out"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -93,6 +101,7 @@ def make_plan(
     ]
     notes += [f"{bound.label} was trained before and stays as it is" for bound in rules if bound.kept]
     notes += [note for bound in rules if not bound.kept for note in of_training(bound, matcher.applications)]
+    notes += [note for bound in bounds for note in idle(bound, analysis, matcher.applications, matcher.skips)]
     notes += unfound(bounds, analysis)
     notes += before_heads(matcher.applications, analysis)
     notes += unread if any(asks_for_attention(bound) for bound in bounds) else ()
@@ -137,26 +146,9 @@ def refuse_runaway(plan: Plan, budget: int) -> None:
         )
 
 
-def asks_for(selector: PartSelector, site: Site) -> bool:
-    """Whether a selector means a site, by any of the parts that its weight plays."""
-    return any(selector.accepts(site.role, part, site.scope) for part in (site.part, *site.also))
-
-
-def not_asked(bound: Bound, section: Section, site: Site) -> str | None:
-    """Why a section of a rule does not mean a site at all, by its part, path or layer; None where it does."""
-    own, chosen = section is bound.rule, bound.chooses(section)
-    parts = bound.parts_of(section)
-    if parts and not any(asks_for(selector, site) for selector in parts):
-        said = ", ".join(selector.text for selector in parts)
-        return f"part {site.part or OTHER} is not among {said}"
-    if not chosen and site.scope and bound.sides and site.scope not in bound.sides:
-        return f"in the {site.scope}, not in the {' or '.join(sorted(bound.sides))}"
-    if chosen and bound.path_glob is not None and not fnmatch.fnmatchcase(site.path, bound.path_glob):
-        return f"path does not match {bound.path_glob}"
-    if bound.layers is not None and (own or site.layer is not None) and site.layer not in bound.layers:
-        where = "outside of any layer" if site.layer is None else f"layer {site.layer}"
-        return f"{where}, not in {bound.layers.text}"
-    return None
+def in_turn(rule: Rule) -> list[tuple[int, Section]]:
+    """The sections of a rule with their numbers, those last that go along with others."""
+    return sorted(enumerate(rule.sections), key=lambda each: goes_along(rule, each[1]))
 
 
 class Matcher:
@@ -173,9 +165,10 @@ class Matcher:
     def match(self, bound: Bound, required: bool) -> None:
         """Add every application and skip of one rule."""
         if required:
-            self.refuse_unknown_parts(bound)
-        before = len(self.applications)
-        for number, section in enumerate(bound.rule.sections):
+            refuse_unknown_parts(bound, self.analysis)
+            refuse_unknown_layers(bound, self.analysis)
+        before, skipped = len(self.applications), len(self.skips)
+        for number, section in in_turn(bound.rule):
             if not bound.wants(section) or not is_on(bound.rule, section, bound.options):
                 continue
             sites = [site for site in self.analysis.sites if site.role in section.match.role]
@@ -201,15 +194,21 @@ class Matcher:
                 else:
                     self.apply(bound, number, section, site, chosen)
             needed = required and section.required and not bound.shrunk
-            if needed and not self.applied(bound, number):
+            if (
+                needed
+                and not self.applied(bound, number)
+                and not left_by_choice(bound, section, self.analysis.sites)
+            ):
                 raise self.nothing(bound, number)
-        if required and len(self.applications) == before:
+        if required and not self.does_something(bound):
             wanted = (
                 number
                 for number, each in enumerate(bound.rule.sections)
                 if bound.wants(each) and is_on(bound.rule, each, bound.options)
             )
             raise self.nothing(bound, next(wanted, 0))
+        self.applications[before:] = sorted(self.applications[before:], key=lambda each: each.section)
+        self.skips[skipped:] = sorted(self.skips[skipped:], key=lambda each: each.section)
         refuse_idle_globs(
             bound,
             [each.site for each in self.applications[before:]],
@@ -236,12 +235,39 @@ class Matcher:
         """Whether a section of a rule goes anywhere."""
         return any(each.rule == bound.label and each.section == number for each in self.applications)
 
+    def does_something(self, bound: Bound) -> bool:
+        """Whether a rule goes anywhere with more than what accompanies it."""
+        acting = {each.section for each in self.applications if each.rule == bound.label}
+        return any(
+            bound.shrunk or not accompanies(bound.rule, bound.rule.sections[number]) for number in acting
+        )
+
+    def alone(self, bound: Bound, section: Section, site: Site) -> str | None:
+        """Why a section that goes along with others has none to go with at a site, or None."""
+        own = [each for each in self.applications if each.rule == bound.label]
+        gone = [each for each in self.skips if each.rule == bound.label and each.reason == GONE]
+        places = [*((each.section, each.site) for each in own), *((each.section, each.site) for each in gone)]
+        sections = bound.rule.sections
+        scopes = {
+            side
+            for number, other in places
+            if share_options(bound.rule, section, sections[number])
+            for side in sides(other.scope)
+        }
+        if not scopes:
+            return "nothing acts that it goes along with"
+        if site.scope and not scopes & {site.scope, ""}:
+            return f"nothing acts in the {site.scope} that it goes along with"
+        return None
+
     def reason_against(self, bound: Bound, number: int, section: Section, site: Site) -> str | None:
         """Why a section leaves a site out, or None."""
         left = bound.shrunk_at(site.id, number)
         if left is not None and left.gone:
-            return "its gate was 0, and it was taken out"
+            return GONE
         if reason := not_asked(bound, section, site):
+            return reason
+        if goes_along(bound.rule, section) and (reason := self.alone(bound, section, site)):
             return reason
         if site.stack and (reason := self.unliftable(bound, section, site)):
             return reason
@@ -371,23 +397,6 @@ class Matcher:
             rest.append(str(number))
         return ".".join([*([owner] if owner else []), HOME, ADAPTER, bound.label, "_".join(rest)])
 
-    def refuse_unknown_parts(self, bound: Bound) -> None:
-        """Raise if the user named a part that no site of the model has, even when another one matched."""
-        sites = [site for site in self.analysis.sites if site.role in bound.roles]
-        left = [site for site in self.analysis.overlooked if site.role in bound.roles]
-        for selector in bound.parts:
-            if any(asks_for(selector, site) for site in (*sites, *left)):
-                continue
-            named = {site: site.part or (OTHER if ROLES[site.role].parts else site.role) for site in sites}
-            there = sorted({f"{site.scope}.{part}" if site.scope else part for site, part in named.items()})
-            raise UnknownPartError(
-                f"{bound.label}: this model has no part {selector.text!r}",
-                detail=(*told(left, 3), *unfound([bound], self.analysis)),
-                hint=f"it has: {', '.join(there)}"
-                if there
-                else f"it has no {' or '.join(bound.roles)} at all",
-            )
-
     def nothing(self, bound: Bound, number: int) -> MatchError:
         """The error for a section that matches nothing, with the nearest candidates."""
         section = bound.rule.sections[number]
@@ -404,24 +413,22 @@ class Matcher:
             there = ", ".join(sorted({site.role for site in self.analysis.sites}))
             return NoMatchError(f"{what} matches nothing: this model has no {role}", hint=f"it has: {there}")
         left = [skip.site for skip in skipped if skip.site in self.analysis.overlooked]
-        if bound.path_glob is not None and bound.chooses(section) and not left:
+        glob, parts = bound.path_glob, bound.parts_of(section)
+        close = [skip for skip in skipped if glob is None or fnmatch.fnmatchcase(skip.site.path, glob)]
+        if not (close or left):
             paths = sorted({skip.site.path for skip in skipped})
-            near = difflib.get_close_matches(bound.path_glob.strip("*."), paths, n=3, cutoff=0.0)
+            near = difflib.get_close_matches(str(glob).strip("*."), paths, n=3, cutoff=0.0)
             return NoMatchError(
-                f"{what} matches nothing: no {role} has a path like {bound.path_glob}",
+                f"{what} matches nothing: no {role} has a path like {glob}",
                 hint=f"nearest: {', '.join(near)}",
             )
-        parts = bound.parts_of(section)
-        close = [
-            skip
-            for skip in skipped
-            if not parts or any(s.accepts(skip.site.role, skip.site.part) for s in parts)
-        ]
+        if glob is None and parts:
+            close = [skip for skip in close if any(s.accepts(skip.site.role, skip.site.part) for s in parts)]
         reasons: dict[str, list[Site]] = {}
         for skip in close or skipped:
             if skip.site not in left:
                 reasons.setdefault(skip.reason, []).append(skip.site)
-        nearest = left if bound.path_glob is not None or not reasons else next(iter(reasons.values()))
+        nearest = left if (left and glob is not None) or not reasons else next(iter(reasons.values()))
         detail = [
             f"{len(sites)} × {reason}, such as {sites[0].path or '.'}" for reason, sites in reasons.items()
         ]
@@ -430,11 +437,6 @@ class Matcher:
             detail=(*detail[:6], *told(left, 6)),
             hint="nearest: " + ", ".join(site.id for site in nearest[:3]),
         )
-
-
-def told(left: Sequence[Site], most: int) -> tuple[str, ...]:
-    """Some of the weights that no site has, a line each, with what reads them."""
-    return tuple(f"{site.id}: {site.evidence}" for site in left[:most])
 
 
 def as_trained(parameter: NewParameter) -> NewParameter:

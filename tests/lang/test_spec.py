@@ -17,7 +17,7 @@ from peftc.errors import (
     UnknownOptionError,
     UnknownRuleError,
 )
-from peftc.lang import Bound, bind, bind_all, default_library, flatten, read_layers
+from peftc.lang import Bound, Rule, bind, bind_all, default_library, flatten, read_layers
 
 LORA_FILE = default_library().folders[0] / "lora.toml"
 
@@ -172,8 +172,90 @@ def test_parts_choose_sites() -> None:
     assert not everything.accepts("linear", "head")
 
 
-def test_parts_are_for_the_main_section() -> None:
-    bound = bind({"rule": "prefix", "part": "decoder.attention"})
-    assert [selector.text for selector in bound.parts_of(bound.rule)] == ["decoder.attention"]
-    assert bound.parts_of(bound.rule.also[0]) == bound.parts_of(bound.rule), "it follows"
-    assert bound.parts_of(bound.rule.also[1]) == ()
+def told(given: Any) -> list[str | None]:
+    """What each section of a rule is for; None for one that does not act."""
+    bound = bind(given)
+    return [
+        " ".join(each.text for each in bound.parts_of(section)) if bound.wants(section) else None
+        for section in bound.rule.sections
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("pfeiffer:attention", ["attention"] * 3),
+        ("pfeiffer:encoder", ["encoder.ffn encoder.both"] * 3),
+        ({"rule": "pfeiffer", "path": "a.*"}, ["ffn both"] * 3),
+        ({"rule": "prefix", "part": "decoder.attention"}, ["decoder.attention", "decoder.attention", ""]),
+        ("lora:q,embedding", ["q", "embedding"]),
+        ("lora:path=*.out_proj", ["", ""]),
+        ({"rule": "lora", "part": "q", "path": "*"}, ["q", None]),
+        ("compacter:decoder.ffn", ["decoder.ffn", "decoder"]),
+    ],
+)
+def test_parts_choose_in_every_section_that_can_have_them(given: Any, parts: list[str | None]) -> None:
+    assert told(given) == parts
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("houlsby:attention", ["o", None, ""]),
+        ("houlsby:ffn", [None, "ffn", ""]),
+        ("houlsby:decoder.ffn,encoder.o", ["encoder.o", "decoder.ffn", "decoder encoder"]),
+        ("houlsby:encoder", ["encoder.o", "encoder", "encoder"]),
+        ("parallel:attention", [None, "attention"]),
+        ({"rule": "ia3", "part": ["ffn", "v"]}, ["v", "down"]),
+        ({"rule": "ia3", "part": "decoder"}, ["decoder.k decoder.v", "decoder.down"]),
+        ({"rule": "ia3", "path": "a.*"}, ["k v", "down"]),
+        ({"rule": "unipelt", "part": "attention"}, ["q v", "attention", "attention", "", None]),
+    ],
+)
+def test_sections_that_place_different_things_keep_to_their_own(given: Any, parts: list[str | None]) -> None:
+    assert told(given) == parts
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_section_that_follows_is_for_what_the_first_is_for(follows: bool) -> None:
+    sections = [
+        {"match": {"role": "linear", "part": part}, "train": {"b": {}}} for part in (["q"], ["v", "up"])
+    ]
+    rule = Rule.model_validate(
+        {
+            "format": 1,
+            "name": "two",
+            "summary": "Two.",
+            **sections[0],
+            "also": [{**sections[1], "follows": follows}],
+        }
+    )
+    assert told({"rule": rule, "part": "attention"}) == (
+        ["attention", "attention"] if follows else ["q", "v"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("houlsby:gate", "all-linear, attention, ffn, linear, o;"),
+        ("houlsby:norm", "all-linear, attention, ffn, linear, o;"),
+        ({"rule": "ia3", "part": "q"}, "all-linear, attention, down, ffn, k, linear, v;"),
+        ("pfeiffer:q", "attention, both, ffn, residual;"),
+        ({"rule": "mam", "part": "positions"}, "attention, ffn;"),
+    ],
+)
+def test_a_part_that_no_section_can_have_is_refused_with_those_that_some_can(given: Any, words: str) -> None:
+    with pytest.raises(SpecError, match="has no part") as caught:
+        bind(given)
+    assert f"there is: {words}" in str(caught.value)
+
+
+def test_layers_that_are_not_there() -> None:
+    assert read_layers("0,99").beyond({0, 1}) == (99,)
+    assert read_layers("4-11").beyond(range(6)) == (6, 7, 8, 9, 10, 11)
+    assert read_layers("-3,1").beyond({0, 1}) == (2, 3)
+    assert read_layers("0-1,4-").beyond({0, 1}) == ()
+    assert read_layers("0-4,1").beyond({0, 2, 4}) == (1,), (
+        "a range may go over one in which nothing was found"
+    )

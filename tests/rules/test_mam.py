@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import peftc
 from peftc.errors import NoMatchError, UnknownOptionError
+from tests.match.test_matching import OneForBoth
 from tests.models import bert, llama, randomise
 from tests.rules.composites import check_equal, check_saved
 
@@ -49,5 +51,6 @@ def test_an_option_is_known_by_its_label() -> None:
 
 
 def test_both_halves_must_find_their_place() -> None:
-    with pytest.raises(NoMatchError, match="mam matches nothing"):
-        peftc.plan(bert(), ["mam@7"])
+    given = {"x": torch.randn(2, 5, 16)}
+    with pytest.raises(NoMatchError, match="section 4 of mam matches nothing: this model has no ffn"):
+        peftc.plan(OneForBoth(), ["mam"], given)
