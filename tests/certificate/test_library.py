@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 
 from benchmarks.captured import Captured, fill
-from peftc.certificate.gradients import captured_gradients
-from peftc.certificate.properties import PROPERTIES, checkpointing, traced
+from peftc.certificate.gradients import captured_gradients, checkpointing
+from peftc.certificate.properties import PROPERTIES, traced
 from peftc.certificate.subject import examined
 from peftc.errors import NoMatchError
 from peftc.lang import default_library
