@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import peftc
+from peftc.lang import default_library
 from tests.models import bert, llama, padding, randomise, tokens
 from tests.rules.composites import applied, check_equal, check_saved
 
@@ -83,7 +84,10 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_where_a_token_axis_is_missing_the_plan_says_so() -> None:
-    plan = peftc.plan(bert(), [{"rule": "unipelt", "part": "all-linear", "lora_rank": 4}], defaults=False)
+    content = default_library().rule("unipelt").written.content
+    content["use"][0]["match"]["part"] = ["all-linear"]
+    rule = peftc.Rule.model_validate(content)
+    plan = peftc.plan(bert(), [{"rule": rule, "lora_rank": 4}], defaults=False)
     reasons = {skip.site.path: skip.reason for skip in plan.skips if skip.site.role == "linear"}
     assert reasons["bert.pooler.dense"] == "x has 2 axes here, not those of [batch seq d_in]"
 
