@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import peftc
 from peftc.analyse import Analysis
 from peftc.api import analysis
 from peftc.errors import NoMatchError, UnknownPartError
-from peftc.lang import bind, default_library, goes_along
+from peftc.lang import Rule, Shrunk, bind, default_library, goes_along
 from peftc.match import Plan, make_plan
 from tests.models import bert, llama
 from tests.zoo import entry, inputs
@@ -126,6 +127,30 @@ def test_no_section_goes_beyond_what_is_chosen(given: dict[str, Any]) -> None:
 )
 def test_what_is_chosen_is_what_acts(given: Any, model: str, want: set[tuple[int, str, str]]) -> None:
     assert acting(planned(given, model)) == want
+
+
+def test_weights_in_fewer_bits_accompany_what_trains_beside_them() -> None:
+    uses = [{"rule": "nf4"}, {"rule": "lora"}]
+    rule = Rule.model_validate({"format": 1, "name": "both", "summary": "Both.", "use": uses})
+    plan = planned({"rule": rule, "part": "q", "layers": "1", "nf4_blocksize": 32}, "llama")
+    found = {
+        number: {each.site.part for each in plan.applications if each.section == number} for number in (0, 1)
+    }
+    assert found == {0: {"q", "k", "v", "o", "gate", "up", "down"}, 1: {"q"}}
+    assert {each.site.layer for each in plan.applications} == {1}
+
+
+def test_what_goes_along_stays_where_gates_took_all_the_rest_out() -> None:
+    """Else positions would jump back when a prefix is taken out that had come to nothing."""
+    bound = bind("prefix:encoder(positions=shift)")
+    found, root = seen("bart")
+    gone = [site.id for site in found.sites if site.role == "attention" and site.scope == "encoder"]
+    kept = gone.pop()
+    for left in (gone, [*gone, kept]):
+        shrunk = replace(bound, shrunk=tuple(Shrunk(site, 0, gone=True) for site in left))
+        plan = make_plan([shrunk], found, root)
+        assert (2, "encoder", "positions") in acting(plan)
+        assert not any(note for note in plan.notes if "nothing" in note)
 
 
 @pytest.mark.parametrize(
