@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.captured import Captured, fill, without_gradient  # noqa: E402
-from benchmarks.underneath import CLOSE, unlike  # noqa: E402
+from benchmarks.laws import broken  # noqa: E402
 from peftc.errors import MergeError, NoMatchError, PeftcError  # noqa: E402
 from peftc.lang import default_library  # noqa: E402
 from peftc.match import Plan  # noqa: E402
@@ -85,9 +85,8 @@ def alone(kind: str, name: str) -> dict[str, Any]:
     starts = far(out(compiled, kind), out(captured(kind).model, kind)) <= START
     fill(compiled)
     plain = None if unmergeable(compiled.peftc_plan) else merged(compiled)
-    below = (
-        None if plain is None else captured(kind).of(plain)
-    )  # a rule may put in biases, which are then read
+    # A rule may put in biases, which are then read.
+    below = None if plain is None else captured(kind).of(plain)
     return {
         "compiled": compiled,
         "out": out(compiled, kind),
@@ -167,26 +166,6 @@ def starts_from_trained(one: dict[str, Any], other: dict[str, Any]) -> bool:
     reading = [each for each in plan.applications if any(made.computed for made in each.parameters)]
     weights = {path for each in reading for path in each.site.weights.values()}
     return bool(weights & set(other["compiled"].peftc_plan.trained))
-
-
-def broken(one: str, other: str, record: dict[str, Any]) -> list[str]:
-    """The laws that a pair breaks, in words; a refusal breaks none if it names both."""
-    if "failed" in record:
-        return [f"an error that is not peftc's: {record['failed']}"]
-    if "refused" in record:
-        return [] if record["names both"] else ["refused without naming both"]
-    found = [f"no gradient at {path}" for path in record["gradients"]]
-    found += [
-        f"beside {name} at its start: {value:.1g}"
-        for name, value in record["beside"].items()
-        if value > CLOSE
-    ]
-    found += [f"{value:.1g} from the equations" for value in record["equations"] if value > CLOSE]
-    found += unlike(one, other, record["over"])
-    found += [] if record["saved"] else ["other bits after saving and loading"]
-    if isinstance(record["merged"], float) and record["merged"] > CLOSE:
-        found.append(f"merged differs by {record['merged']:.1g}")
-    return found
 
 
 def digest_of(*names: str) -> str:

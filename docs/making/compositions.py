@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.underneath import CLOSE, REASONS, unlike
+from benchmarks.laws import CLOSE, REASONS, broken
 from docs.making.markdown import code, page, table
 from peftc.lang import default_library
 
@@ -41,16 +41,10 @@ def kind(one: str, other: str, record: Mapping[str, Any] | None) -> str:
     """Which of `MEANINGS` a pair is."""
     if record is None:
         return ABSENT
-    if "failed" in record:
+    if broken(one, other, record):
         return BROKEN
     if "refused" in record:
-        return REFUSED if record["names both"] else BROKEN
-    if record["gradients"] or not record["saved"] or any(far > CLOSE for far in record["beside"].values()):
-        return BROKEN
-    if isinstance(record["merged"], float) and record["merged"] > CLOSE:
-        return BROKEN
-    if max(record["equations"]) > CLOSE or unlike(one, other, record["over"]):
-        return BROKEN
+        return REFUSED
     return ORDERED if record["order"] > CLOSE else FREE
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from docs.making.anatomy import anatomy, plan_of
 from docs.making.markdown import code, page, table
 from docs.making.picture import picture
-from peftc.lang import Dimension, Option, Parameter, Rule, Section, counted_by, default_library, is_on
+from peftc.lang import Dimension, Option, Parameter, Rule, Section, by_default, counted_by, default_library
 
 if TYPE_CHECKING:
     from peftc.match.plan import Plan
@@ -111,9 +111,7 @@ def options(rule: Rule) -> Iterator[str]:
     after = {"part": "the parts it goes to", None: "nothing"}.get(
         rule.shorthand, f"the option {code(rule.shorthand)}"
     )
-    usual = {name: option.default for name, option in rule.options.items()}
-    sections = [each for each in rule.sections if not each.asked and is_on(rule, each, usual)]
-    where = "; ".join(dict.fromkeys(map(place, sections)))
+    where = "; ".join(dict.fromkeys(map(place, by_default(rule))))
     yield f"In a spec, {code(rule.name + ':')} is followed by {after}. Unless told otherwise it goes to: {where}."
 
 
@@ -147,7 +145,7 @@ def cost(rule: Rule) -> Iterator[str]:
             "a constant" if not made.trainable else "trains",
             "the model" if made.share == "model" else f"each {made.share}",
         )
-        for section in written(rule)
+        for section in by_default(rule)
         for name, made in section.parameters.items()
     ]
     if rows:
@@ -166,15 +164,9 @@ def cost(rule: Rule) -> Iterator[str]:
     )
 
 
-def written(rule: Rule) -> Iterator[Section]:
-    """The sections that act with its defaults."""
-    defaults = {name: option.default for name, option in rule.options.items()}
-    return (each for each in rule.sections if not each.asked and is_on(rule, each, defaults))
-
-
 def trained_at_a_site(rule: Rule) -> list[Parameter]:
     """The trainable parameters of the rule's first section that has any: its own at each site."""
-    for section in written(rule):
+    for section in by_default(rule):
         found = [made for made in section.parameters.values() if made.trainable and made.share == "site"]
         if found:
             return found
@@ -195,7 +187,7 @@ def count(name: str) -> int:
 
 def merges(rule: Rule) -> bool:
     """Whether all that it does is a change of weights."""
-    changing = [section for section in written(rule) if section.rewrite]
+    changing = [section for section in by_default(rule) if section.rewrite]
     return all(section.merge for section in changing)
 
 
@@ -205,8 +197,8 @@ def properties(rule: Rule) -> Iterator[tuple[str, str]]:
 
     other = OTHER_AT_START.get(rule.name)
     yield "Does it start as the model it is put into?", f"no: {other}" if other else "yes"
-    if not any(section.rewrite for section in written(rule)):
-        kept = any(section.quantise for section in written(rule))
+    if not any(section.rewrite for section in by_default(rule)):
+        kept = any(section.quantise for section in by_default(rule))
         yield (
             "Can it be merged?",
             "it adds nothing to the graph"
@@ -219,14 +211,14 @@ def properties(rule: Rule) -> Iterator[tuple[str, str]]:
             if merges(rule)
             else "no: it stays beside the model",
         )
-    if folded := [name for section in written(rule) for name in section.fold]:
+    if folded := [name for section in by_default(rule) for name in section.fold]:
         yield (
             "Is it folded?",
             f"yes: for inference {', '.join(map(code, dict.fromkeys(folded)))} is computed once, not in every call",
         )
     rates = [
         f"{code(name)}"
-        for section in written(rule)
+        for section in by_default(rule)
         for name, made in section.parameters.items()
         if made.lr != 1.0
     ]

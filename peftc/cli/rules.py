@@ -20,8 +20,8 @@ from peftc.lang import (
     Parameter,
     Rule,
     Section,
+    by_default,
     default_library,
-    is_on,
     load_rule,
     words,
     write,
@@ -114,12 +114,10 @@ def _describe(rule: Rule) -> None:
 def _tables(rule: Rule) -> Iterator[tuple[str, Table]]:
     """Each part of the description with its title."""
     after = {"part": "the parts", None: "nothing"}.get(rule.shorthand, f"the option {rule.shorthand}")
-    usual = {name: option.default for name, option in rule.options.items()}
-    sections = (each for each in rule.sections if not each.asked and is_on(rule, each, usual))
     facts = {
         "paper": rule.paper,
         "after the colon": after,
-        "goes to": "; ".join(dict.fromkeys(map(_place, sections))),
+        "goes to": "; ".join(dict.fromkeys(map(_place, by_default(rule)))),
         "parts it can go to": ", ".join((*words(rule), "path=GLOB")),
         "on by default": "yes, wherever it matches" if rule.default else "",
         **{key: ", ".join(getattr(rule, key)) for key in ("before", "after", "conflicts")},

@@ -18,7 +18,7 @@ from peftc.lang.bind import Bound, RuleLike, bind, bind_all, flatten, numbered
 from peftc.lang.check import check
 from peftc.lang.choosing import PartSelector, accompanies, goes_along, share_options, sides, words
 from peftc.lang.codes import CODES
-from peftc.lang.condition import Condition, conditions, is_on, off, unmet
+from peftc.lang.condition import Condition, by_default, conditions, is_on, off, unmet
 from peftc.lang.document import (
     Define,
     Loss,
@@ -123,6 +123,7 @@ __all__ = [
     "behind_fold",
     "bind",
     "bind_all",
+    "by_default",
     "check",
     "conditions",
     "contract",

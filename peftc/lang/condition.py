@@ -114,6 +114,12 @@ def is_on(rule: Rule, section: Section, options: Mapping[str, Constant]) -> bool
     return off(rule, section, options) is None
 
 
+def by_default(rule: Rule) -> tuple[Section, ...]:
+    """The sections that act with the rule's defaults."""
+    usual = {name: option.default for name, option in rule.options.items()}
+    return tuple(each for each in rule.sections if not each.asked and is_on(rule, each, usual))
+
+
 def off(rule: Rule, section: Section, options: Mapping[str, Constant]) -> str | None:
     """The first condition on options alone that keeps a section off, with what they are; None where it is on."""
     reasons = (condition.unmet(options) for condition in conditions(rule, section) if condition.of_options)

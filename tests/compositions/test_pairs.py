@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compositions import RESULTS, broken, digest_of, measure
-from benchmarks.underneath import unlike
+from benchmarks.compositions import RESULTS, digest_of, measure
+from benchmarks.laws import broken, unlike
 from docs.making import compositions
 from peftc.lang import default_library
 

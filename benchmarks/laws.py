@@ -1,8 +1,9 @@
-"""Pairs of rules where one acts otherwise over a model into which the other is merged, and why. No torch here."""
+"""The laws of pairs of rules, by what was measured of one; and which act otherwise over a merged one, and why. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 CLOSE = 1e-5
 """How far outputs may be apart, relative to the largest."""
@@ -43,3 +44,23 @@ def unlike(one: str, other: str, over: Mapping[str, Sequence[float]]) -> list[st
             how = "like" if (inside, outside) in known else "unlike"
             wrong.append(f"{outside} acts {how} beside {inside} over a model with {inside} in its weights")
     return wrong
+
+
+def broken(one: str, other: str, record: Mapping[str, Any]) -> list[str]:
+    """The laws that a pair breaks, in words; a refusal breaks none if it names both."""
+    if "failed" in record:
+        return [f"an error that is not peftc's: {record['failed']}"]
+    if "refused" in record:
+        return [] if record["names both"] else ["refused without naming both"]
+    found = [f"no gradient at {path}" for path in record["gradients"]]
+    found += [
+        f"beside {name} at its start: {value:.1g}"
+        for name, value in record["beside"].items()
+        if value > CLOSE
+    ]
+    found += [f"{value:.1g} from the equations" for value in record["equations"] if value > CLOSE]
+    found += unlike(one, other, record["over"])
+    found += [] if record["saved"] else ["other bits after saving and loading"]
+    if isinstance(record["merged"], float) and record["merged"] > CLOSE:
+        found.append(f"merged differs by {record['merged']:.1g}")
+    return found
